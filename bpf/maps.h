@@ -1,0 +1,121 @@
+/* SPDX-License-Identifier: GPL-2.0-only */
+/*
+ * What the maps hold. packetwatch/kernel.py mirrors these layouts; a test compares them.
+ * 64-bit members first or padded by hand: the layout is the same on every architecture.
+ */
+#ifndef PACKETWATCH_MAPS_H
+#define PACKETWATCH_MAPS_H
+
+#ifndef ATTACHMENTS
+#define ATTACHMENTS 64 /* interfaces watched at a time */
+#endif
+#define ATTACHMENT_CELLS 256 /* open addressing by ifindex, power of two */
+#define ATTACHMENT_PROBES 8
+#ifndef TRACKERS
+#define TRACKERS 65536 /* sources tracked; power of two */
+#endif
+#define TRACKER_WAYS 4
+#define TRACKER_SETS (TRACKERS / TRACKER_WAYS)
+#ifndef BLOCKS
+#define BLOCKS 65536
+#endif
+#define PREFIXES 65536
+#ifndef FOLDS
+#define FOLDS 2048 /* per level, of both generations */
+#endif
+
+enum family { FAMILY_IPV4, FAMILY_IPV6, FAMILIES };
+
+enum drop_reason { DROP_SCAN, DROP_LIST, DROP_REASONS };
+
+struct settings {
+	__u64 window_ns;
+	__u64 block_ns; /* 0: forever */
+	__u64 fold_interval_ns; /* between two single records; 0: never fold */
+	__u64 fold_burst_ns; /* burst * interval */
+	__u64 seed; /* of the tracker's hash; secret */
+	__u64 wakeup_mask; /* a CPU wakes the reader when its count of records has none of these bits */
+	__u32 ports; /* 2..SCAN_SLOTS */
+	__u32 observe;
+	__u32 generation; /* 0 or 1: which fold counters are being written */
+	__u32 reserved;
+};
+
+enum attachment_flag {
+	ATTACHMENT_USED = 1 << 0,
+	ATTACHMENT_LOOPBACK = 1 << 1,
+	ATTACHMENT_MAC_TEST = 1 << 2,
+};
+
+struct attachment {
+	__u64 fold_ns; /* GCRA's theoretical arrival time; advisory, so updated without a lock */
+	__u32 ifindex;
+	__u16 id; /* index into `counters` */
+	__u8 flags; /* enum attachment_flag */
+	__u8 mac[6];
+	__u8 reserved[3];
+};
+
+struct counters {
+	__u64 syns[FAMILIES]; /* = recorded + folded + dropped + lost */
+	__u64 recorded[FAMILIES];
+	__u64 folded[FAMILIES];
+	__u64 dropped[DROP_REASONS * FAMILIES]; /* [reason * FAMILIES + family] */
+	__u64 lost[FAMILIES]; /* no room in the ring `connections` */
+	__u64 would_drop[FAMILIES]; /* observe: recorded or folded, and would have been dropped */
+	__u64 scans[FAMILIES];
+	__u64 malformed[MALFORMED_REASONS];
+	__u64 ignored[IGNORED_REASONS];
+	__u64 evicted; /* trackers replaced inside their window */
+	__u64 refused; /* blocks that found the table full */
+	__u64 alerts_lost; /* no room in the ring `alerts` */
+};
+
+struct prefix_key {
+	__u32 length; /* bits; IPv4 counts from 96 */
+	union address network;
+};
+
+enum source_flag { SOURCE_OWN = 1 << 0, SOURCE_ALLOW = 1 << 1, SOURCE_BLOCK = 1 << 2 };
+
+struct source {
+	__u64 until_ns; /* of SOURCE_BLOCK, CLOCK_BOOTTIME; 0: forever */
+	__u64 dropped; /* SYNs */
+	__u32 flags; /* enum source_flag */
+	__u32 reserved;
+};
+
+struct block { /* of a source that scanned; what people block stands in `sources` */
+	__u64 until_ns; /* CLOCK_BOOTTIME; 0: forever */
+	__u64 since_ns;
+	__u64 dropped; /* SYNs; in observe: that would have been */
+	__u32 attachment;
+	__u32 reserved;
+};
+
+struct tracker {
+	union address saddr;
+	__u64 last_ns; /* 0: free */
+	__u64 blocked_ns; /* when a scan was completed here; see track() */
+	__u64 slots[SCAN_SLOTS]; /* newest first: time (CLOCK_BOOTTIME, low 16 bits cut) | port */
+};
+
+struct tracker_set {
+	struct bpf_spin_lock lock;
+	__u32 reserved;
+	struct tracker ways[TRACKER_WAYS];
+};
+
+struct fold_key { /* fields that a level does not tell apart are 0 */
+	union address saddr;
+	__be16 dport;
+	__u16 attachment;
+	__u32 generation;
+};
+
+struct fold {
+	__u64 count;
+	__u64 since_ns;
+};
+
+#endif

@@ -1,0 +1,312 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The map set of the kernel half as objects: settings, attachments, counters, lists, blocks, folds.
+
+Says how things stand in the maps, not when they change.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple, Optional
+
+from packetwatch import event, libbpf, program
+from packetwatch.address import Prefix
+from packetwatch.metricnames import DROP_REASONS, FAMILIES, IGNORED, MALFORMED
+from packetwatch.ring import Ring
+from packetwatch.rules import Source
+
+_U32 = struct.Struct("=I")
+_PAIR = len(FAMILIES)
+
+
+class KernelSettings(NamedTuple):
+    """struct settings of bpf/maps.h; times in ns."""
+
+    window_ns: int
+    block_ns: int
+    fold_interval_ns: int
+    fold_burst_ns: int
+    seed: int
+    wakeup_mask: int
+    ports: int
+    observe: bool
+    generation: int
+
+
+class Attachment(NamedTuple):
+    """One watched interface as the kernel half sees it."""
+
+    id: int
+    ifindex: int
+    mac: bytes
+    loopback: bool
+    mac_test: bool
+
+
+class Counters(NamedTuple):
+    """struct counters, summed over the CPUs; per-family tuples are (ipv4, ipv6)."""
+
+    syns: tuple[int, ...]
+    recorded: tuple[int, ...]
+    folded: tuple[int, ...]
+    dropped: tuple[int, ...]  #: [reason * 2 + family]
+    lost: tuple[int, ...]
+    would_drop: tuple[int, ...]
+    scans: tuple[int, ...]
+    malformed: tuple[int, ...]
+    ignored: tuple[int, ...]
+    evicted: int
+    refused: int
+    alerts_lost: int
+
+    @classmethod
+    def of(cls, words: tuple[int, ...]) -> Counters:
+        parts: list[tuple[int, ...]] = []
+        for width in _WIDTHS:
+            parts.append(words[:width])
+            words = words[width:]
+        return cls(*parts, *words)  # type: ignore[arg-type]
+
+    def words(self) -> tuple[int, ...]:
+        """Flat, in the order of the struct: for sums."""
+        return tuple(w for part in self for w in (part if isinstance(part, tuple) else (part,)))
+
+    def plus(self, other: Counters) -> Counters:
+        return Counters.of(tuple(a + b for a, b in zip(self.words(), other.words())))
+
+
+_WIDTHS = (_PAIR, _PAIR, _PAIR, len(DROP_REASONS) * _PAIR, _PAIR, _PAIR, _PAIR, len(MALFORMED), len(IGNORED))
+COUNTER_WORDS = sum(_WIDTHS) + 3
+ZERO = Counters.of((0,) * COUNTER_WORDS)
+
+
+class Block(NamedTuple):
+    """A source that the kernel half has blocked; times are CLOCK_BOOTTIME in ns, until 0 is forever."""
+
+    address: bytes
+    until_ns: int
+    since_ns: int
+    dropped: int
+    attachment: int
+
+    def in_force(self, now_ns: int) -> bool:
+        return not self.until_ns or now_ns < self.until_ns
+
+
+class Fold(NamedTuple):
+    """Connections counted together; source and dport are None where the level does not tell them apart."""
+
+    level: str  #: source_port, port or interface
+    attachment: int
+    source: Optional[bytes]
+    dport: Optional[int]
+    count: int
+    since_ns: int
+
+
+class Kernel:
+    """A loaded program with its maps; owns the descriptors."""
+
+    def __init__(self, prog: int, maps: Mapping[str, int], parameters: program.Parameters) -> None:
+        self.prog = prog
+        self.maps = dict(maps)
+        self.parameters = parameters
+        self._cpus = libbpf.possible_cpus()
+        self.connections = Ring(self.maps["connections"], parameters.ring_bytes, event.CONNECTION.size - 8)
+        self.alerts = Ring(self.maps["alerts"], program.ALERTS_BYTES, event.ALERT.size - 8)
+        self.local = LocalTable(self.maps["local"])
+        self.sources = SourceTable(self.maps["sources"])
+        self.blocks = BlockTable(self.maps["blocks"])
+
+    def close(self) -> None:
+        for fd in (self.prog, *self.maps.values()):
+            os.close(fd)
+
+    # settings
+
+    def settings(self) -> KernelSettings:
+        value = libbpf.lookup(self.maps["settings"], _U32.pack(0), program.SETTINGS.size)
+        assert value is not None
+        *head, ports, observe, generation, _ = program.SETTINGS.unpack(value)
+        return KernelSettings(*head, ports, bool(observe), generation)
+
+    def apply(self, settings: KernelSettings) -> None:
+        libbpf.update(self.maps["settings"], _U32.pack(0), program.SETTINGS.pack(*settings, 0))
+
+    # attachments
+
+    def put_attachment(self, at: Attachment) -> None:
+        """Makes the kernel half judge what arrives on `at.ifindex`. Raises OSError when no cell is free."""
+        cell = self._cell(at.ifindex)
+        flags = program.ATTACHMENT_USED | (at.loopback and program.ATTACHMENT_LOOPBACK)
+        flags |= at.mac_test and program.ATTACHMENT_MAC_TEST
+        libbpf.update(
+            self.maps["attachments"],
+            _U32.pack(cell),
+            program.ATTACHMENT.pack(0, at.ifindex, at.id, flags, at.mac.ljust(6, b"\0")[:6]),
+        )
+
+    def remove_attachment(self, ifindex: int) -> None:
+        """Leaves the cell's ifindex unused; the probe order of others does not depend on it."""
+        for cell, at in self._cells(ifindex):
+            if at[1] == ifindex and at[3] & program.ATTACHMENT_USED:
+                libbpf.update(self.maps["attachments"], _U32.pack(cell), bytes(program.ATTACHMENT.size))
+
+    def _cell(self, ifindex: int) -> int:
+        free = None
+        for cell, at in self._cells(ifindex):
+            used = at[3] & program.ATTACHMENT_USED
+            if used and at[1] == ifindex:
+                return cell
+            if not used and free is None:
+                free = cell
+        if free is None:
+            raise OSError(28, "no room for another interface", str(ifindex))
+        return free
+
+    def _cells(self, ifindex: int) -> Iterator[tuple[int, tuple[int, int, int, int, bytes]]]:
+        for probe in range(program.ATTACHMENT_PROBES):
+            cell = (ifindex + probe) % program.ATTACHMENT_CELLS
+            value = libbpf.lookup(self.maps["attachments"], _U32.pack(cell), program.ATTACHMENT.size)
+            assert value is not None
+            yield cell, program.ATTACHMENT.unpack(value)
+
+    # counters
+
+    def counters(self, attachment: int) -> Counters:
+        size = COUNTER_WORDS * 8
+        value = libbpf.lookup(self.maps["counters"], _U32.pack(attachment), size * self._cpus)
+        assert value is not None
+        words = struct.unpack(f"={COUNTER_WORDS * self._cpus}Q", value)
+        return Counters.of(tuple(sum(words[i::COUNTER_WORDS]) for i in range(COUNTER_WORDS)))
+
+    def clear_counters(self, attachment: int) -> None:
+        libbpf.update(self.maps["counters"], _U32.pack(attachment), bytes(COUNTER_WORDS * 8 * self._cpus))
+
+    # folds
+
+    def take_folds(self, generation: int, attachments: range) -> list[Fold]:
+        """Reads and empties the counters of a generation that is no longer written."""
+        result = []
+        for level, name in (("source_port", "folds_by_source"), ("port", "folds_by_port")):
+            result += self._take_keyed_folds(level, self.maps[name], generation)
+        for attachment in attachments:
+            result += self._take_rest(attachment, generation)
+        return result
+
+    @staticmethod
+    def _take_keyed_folds(level: str, fd: int, generation: int) -> Iterator[Fold]:
+        taken = []
+        for key, value in libbpf.items(fd, program.FOLD_KEY.size, program.FOLD.size):
+            saddr, dport, attachment, of = program.FOLD_KEY.unpack(key)
+            if of == generation:
+                taken.append((key, level, attachment, saddr, dport, value))
+        for key, level, attachment, saddr, dport, value in taken:
+            libbpf.delete(fd, key)
+            count, since = program.FOLD.unpack(value)
+            source = saddr if level == "source_port" else None
+            yield Fold(level, attachment, source, int.from_bytes(dport, "big"), count, since)
+
+    def _take_rest(self, attachment: int, generation: int) -> Iterator[Fold]:
+        key, size = _U32.pack(attachment * 2 + generation), program.FOLD.size
+        value = libbpf.lookup(self.maps["folds_by_interface"], key, size * self._cpus)
+        assert value is not None
+        parts = [program.FOLD.unpack_from(value, i * size) for i in range(self._cpus)]
+        count = sum(part[0] for part in parts)
+        if count:
+            libbpf.update(self.maps["folds_by_interface"], key, bytes(size * self._cpus))
+            yield Fold("interface", attachment, None, None, count, min(since for n, since in parts if n))
+
+    # trackers
+
+    def tracked(self) -> int:
+        """Sources with a tracker. Reads the whole table: for status and tests, not for the loop."""
+        way = 32 + 8 * event.SCAN_SLOTS
+        sets, size = self.parameters.trackers // 4, 8 + 4 * way
+        used = 0
+        for _, value in libbpf.items_array(self.maps["trackers"], sets, size):
+            used += sum(value[8 + i * way + 16 : 8 + i * way + 24] != bytes(8) for i in range(4))
+        return used
+
+
+class LocalTable:
+    """The local routing table's prefixes: destinations that are this host."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self) -> set[Prefix]:
+        return {_prefix(key) for key in libbpf.keys(self._fd, program.PREFIX_KEY.size)}
+
+    def add(self, prefix: Prefix) -> None:
+        libbpf.update(self._fd, _key(prefix), _U32.pack(1))
+
+    def remove(self, prefix: Prefix) -> None:
+        libbpf.delete(self._fd, _key(prefix))
+
+
+class SourceTable:
+    """Own, allowed and blocked prefixes, flattened (see rules.effective)."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self) -> dict[Prefix, Source]:
+        result = {}
+        for key in libbpf.keys(self._fd, program.PREFIX_KEY.size):
+            value = libbpf.lookup(self._fd, key, program.SOURCE.size)
+            if value is not None:
+                until, _, flags = program.SOURCE.unpack(value)
+                result[_prefix(key)] = Source(flags, until)
+        return result
+
+    def put(self, prefix: Prefix, source: Source) -> None:
+        """Keeps the count of drops that the prefix has so far."""
+        libbpf.update(self._fd, _key(prefix), program.SOURCE.pack(source.until_ns, self.dropped(prefix), source.flags))
+
+    def remove(self, prefix: Prefix) -> None:
+        libbpf.delete(self._fd, _key(prefix))
+
+    def dropped(self, prefix: Prefix) -> int:
+        """SYNs dropped for this very entry. An LPM lookup may answer with a shorter prefix: then 0."""
+        value = libbpf.lookup(self._fd, _key(prefix), program.SOURCE.size)
+        return int(program.SOURCE.unpack(value)[1]) if value is not None else 0
+
+
+class BlockTable:
+    """Sources that scanned."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def read(self) -> Iterator[Block]:
+        for key, value in libbpf.items(self._fd, 16, program.BLOCK.size):
+            yield Block(key, *program.BLOCK.unpack(value))
+
+    def get(self, address: bytes) -> Optional[Block]:
+        value = libbpf.lookup(self._fd, address, program.BLOCK.size)
+        return Block(address, *program.BLOCK.unpack(value)) if value is not None else None
+
+    def put(self, block: Block) -> bool:
+        """False where the source already has a block. Raises OSError (E2BIG) when the table is full."""
+        try:
+            libbpf.update(self._fd, block.address, program.BLOCK.pack(*block[1:]), libbpf.NOEXIST)
+        except FileExistsError:
+            return False
+        return True
+
+    def remove(self, address: bytes) -> Optional[Block]:
+        """The block that was removed."""
+        block = self.get(address)
+        return block if block is not None and libbpf.delete(self._fd, address) else None
+
+
+def _key(prefix: Prefix) -> bytes:
+    return program.PREFIX_KEY.pack(prefix.length, prefix.network)
+
+
+def _prefix(key: bytes) -> Prefix:
+    length, network = program.PREFIX_KEY.unpack(key)
+    return Prefix(network, length)

@@ -1,0 +1,188 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Compiles and loads the kernel half in a process of its own, and hands over the descriptors.
+
+The only importer of bcc (LLVM: 120 MB while it lives). `load` runs in the resident and imports
+nothing of it; `main` is the child.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import platform
+import re
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any, NamedTuple, NoReturn, Optional
+
+from packetwatch import libbpf, program
+
+_MESSAGE_BYTES = 1 << 16
+_CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from packetwatch import loader; loader.main(sys.argv[2:])"
+_TIME_LIMIT_S = 60
+
+
+class LoadError(Exception):
+    """The kernel half could not be had; `hint` is the next step."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+class Loaded(NamedTuple):
+    """Descriptors of a loaded program; whoever holds them keeps it in the kernel."""
+
+    prog: int
+    maps: dict[str, int]
+    headers: str  #: uapi or kernel: what it was compiled with
+
+
+def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loaded:
+    """Runs the loader and takes its descriptors. Raises LoadError."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with ours, theirs:
+        ours.settimeout(_TIME_LIMIT_S)
+        child = subprocess.Popen(
+            [sys.executable, "-I", "-c", _CHILD, str(Path(__file__).resolve().parent.parent)]
+            + [str(theirs.fileno()), str(sources), json.dumps(parameters._asdict())],
+            pass_fds=[theirs.fileno()],
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+        )
+        theirs.close()
+        try:
+            message, fds, _, _ = socket.recv_fds(ours, _MESSAGE_BYTES, len(program.MAPS) + 1)
+        except socket.timeout:
+            child.kill()
+            message, fds = b"", []
+        errors = child.communicate()[1].decode(errors="replace")
+    answer: dict[str, Any] = json.loads(message) if message else {}
+    if "error" in answer:
+        raise LoadError(answer["error"], answer["hint"])
+    if len(fds) != len(program.MAPS) + 1:
+        last = (errors.strip().splitlines() or ["no answer within a minute"])[-1]
+        raise LoadError(f"the loader ended without a program: {last}", "run `packetwatch check --load` for its output")
+    for fd in fds:
+        os.set_inheritable(fd, False)
+    return Loaded(fds[0], dict(zip(program.MAPS, fds[1:])), answer["headers"])
+
+
+def main(arguments: list[str]) -> None:
+    """The child: file descriptor of the socket, folder of the sources, parameters as JSON."""
+    channel = socket.socket(fileno=int(arguments[0]))
+    parameters = program.Parameters(**json.loads(arguments[2]))
+    sources = Path(arguments[1]).resolve()
+    try:
+        headers = _choose_headers(parameters.headers, sources)
+        fds = _compile(parameters, sources)
+    except LoadError as fault:
+        channel.send(json.dumps({"error": str(fault), "hint": fault.hint}).encode())
+    else:
+        socket.send_fds(channel, [json.dumps({"headers": headers}).encode()], fds)
+
+
+def _choose_headers(wish: str, sources: Path) -> str:
+    """Our stub tree needs the UAPI headers only; without those, the kernel's own tree does."""
+    uapi = Path("/usr/include/linux/bpf.h").exists()
+    if wish == "uapi" or (wish == "auto" and uapi):
+        if not uapi:
+            raise LoadError(
+                "no UAPI headers: /usr/include/linux/bpf.h is missing",
+                "install linux-libc-dev (Debian, Ubuntu) or kernel-headers (EL, Fedora)",
+            )
+        os.environ["BCC_KERNEL_SOURCE"] = str(sources / "headers")
+        return "uapi"
+    release = platform.release()
+    trees = [Path(f"/lib/modules/{release}/build"), Path(f"/usr/src/linux-headers-{release}")]
+    trees.append(Path(f"/usr/src/kernels/{release}"))
+    tree = os.environ.get("BCC_KERNEL_SOURCE") or next((str(t) for t in trees if t.is_dir()), None)
+    if tree is None:
+        raise LoadError(
+            f"no headers: neither /usr/include/linux nor a header tree of the running kernel {release}",
+            "install linux-libc-dev (Debian, Ubuntu) or kernel-headers (EL, Fedora); the exact version does not matter",
+        )
+    os.environ["BCC_KERNEL_SOURCE"] = tree
+    return "kernel"
+
+
+def _flags(parameters: program.Parameters, sources: Path) -> list[str]:
+    machine = {"aarch64": "aarch64-linux-gnu", "ppc64le": "powerpc64le-linux-gnu"}.get(
+        platform.machine(), f"{platform.machine()}-linux-gnu"
+    )
+    return [
+        f"-I{sources}",
+        "-Wno-everything",
+        "-Werror=implicit-function-declaration",  # a misspelt helper would load as a wild jump
+        f"-I/usr/include/{machine}",
+        "-I/usr/include",
+        *parameters.defines(),
+    ]
+
+
+def _compile(parameters: program.Parameters, sources: Path) -> list[int]:
+    """Descriptors of the program and of every map, in the order of program.MAPS."""
+    libbpf.raise_memlock()
+    try:
+        import bcc
+    except ImportError as fault:
+        raise LoadError(f"bcc cannot be imported: {fault}", "install python3-bpfcc (Debian) or python3-bcc (EL)")
+    with _captured_stderr() as capture:
+        try:
+            text = (sources / "packetwatch.c").read_text()
+            built = bcc.BPF(text=text, cflags=_flags(parameters, sources))
+            function = built.load_func(program.FUNCTION, bcc.BPF.XDP)
+        except Exception as fault:  # bcc raises bare Exception; what matters is what it printed
+            raise _explain(fault, capture.text()) from None
+    return [function.fd] + [_map_fd(built, name) for name in program.MAPS]
+
+
+def _map_fd(built: Any, name: str) -> int:
+    import bcc
+
+    fd: int = bcc.lib.bpf_table_fd(built.module, name.encode())
+    return fd
+
+
+def _explain(fault: Exception, printed: str) -> LoadError:
+    """The kernel's or the compiler's words, as one sentence and a next step."""
+    if re.search(r"Operation not permitted|EPERM|Permission denied", printed + str(fault)) and "verif" not in printed:
+        return LoadError(
+            "the kernel refuses bpf(2): not permitted",
+            "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
+        )
+    if not libbpf.has_ring_buffer():
+        return LoadError(
+            f"kernel {platform.release()} has no BPF ring buffer", "Packetwatch needs Linux 5.10 or newer"
+        )
+    first = next((line for line in printed.splitlines() if "error:" in line), "") or str(fault)
+    return LoadError(f"the kernel half does not compile or load: {first.strip()}", "report it with this line, please")
+
+
+class _captured_stderr:
+    """LLVM and libbpf write to descriptor 2; keep it for the explanation."""
+
+    def __enter__(self) -> _captured_stderr:
+        self._kept = os.dup(2)
+        self._file: Optional[int] = os.memfd_create("loader-errors")
+        os.dup2(self._file, 2)
+        return self
+
+    def text(self) -> str:
+        assert self._file is not None
+        return os.pread(self._file, 1 << 16, 0).decode(errors="replace")
+
+    def __exit__(self, *_: object) -> None:
+        os.dup2(self._kept, 2)
+        os.close(self._kept)
+
+
+def _usage() -> NoReturn:
+    raise SystemExit("packetwatch.loader is started by the resident, not by hand")
+
+
+if __name__ == "__main__":
+    _usage()

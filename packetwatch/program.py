@@ -1,0 +1,76 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The contract between loader and resident: what is compiled, how it is identified, what it holds.
+
+A map has one name: in C, here, and as its descriptor's name. The layouts mirror bpf/maps.h.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import mmap
+import struct
+from pathlib import Path
+from typing import NamedTuple
+
+from packetwatch import event
+
+SOURCES = Path(__file__).resolve().parent.parent / "bpf"
+FUNCTION = "packetwatch"
+ATTACHMENTS = 64
+ATTACHMENT_CELLS = 256
+ATTACHMENT_PROBES = 8
+PREFIXES = 65536
+FOLDS = 2048
+ALERTS_BYTES = 256 * 1024
+
+MAPS = (
+    "settings",
+    "attachments",
+    "counters",
+    "local",
+    "sources",
+    "blocks",
+    "trackers",
+    "folds_by_source",
+    "folds_by_port",
+    "folds_by_interface",
+    "connections",
+    "alerts",
+)
+
+SETTINGS = struct.Struct("=QQQQQQIIII")
+ATTACHMENT = struct.Struct("=QIHB6s3x")
+PREFIX_KEY = struct.Struct("=I16s")
+SOURCE = struct.Struct("=QQIxxxx")
+BLOCK = struct.Struct("=QQQIxxxx")
+FOLD_KEY = struct.Struct("=16s2sHI")
+FOLD = struct.Struct("=QQ")
+
+ATTACHMENT_USED, ATTACHMENT_LOOPBACK, ATTACHMENT_MAC_TEST = 1, 2, 4
+
+
+class Parameters(NamedTuple):
+    """What is compiled in: a change needs a restart, and then a new program."""
+
+    trackers: int  #: sources, a power of two
+    blocks: int
+    ring_bytes: int  #: of the ring `connections`, a power of two
+    headers: str  #: auto, uapi or kernel
+
+    def defines(self) -> tuple[str, ...]:
+        return (
+            f"-DPACKETWATCH_PAGE_SIZE={mmap.PAGESIZE}",
+            f"-DTRACKERS={self.trackers}",
+            f"-DBLOCKS={self.blocks}",
+            f"-DSCAN_SLOTS={event.SCAN_SLOTS}",
+            f"-DATTACHMENTS={ATTACHMENTS}",
+            f"-DCONNECTIONS_PAGES={max(1, self.ring_bytes // mmap.PAGESIZE)}",
+            f"-DALERTS_PAGES={max(1, ALERTS_BYTES // mmap.PAGESIZE)}",
+        )
+
+    def digest(self, sources: Path = SOURCES) -> str:
+        """16 hex digits that change with any source, flag or layout: same digest, same program."""
+        state = hashlib.sha256(repr((self, self.defines(), MAPS)).encode())
+        for path in sorted(p for p in sources.rglob("*.[ch]") if "plugins" not in p.parts):
+            state.update(str(path.relative_to(sources)).encode() + b"\0" + path.read_bytes())
+        return state.hexdigest()[:16]
