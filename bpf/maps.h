@@ -73,7 +73,7 @@ struct counters {
 
 struct prefix_key {
 	__u32 length; /* bits; IPv4 counts from 96 */
-	union address network;
+	__be32 network[4]; /* not a union address, which would be aligned to 8 bytes behind a hole */
 };
 
 enum source_flag { SOURCE_OWN = 1 << 0, SOURCE_ALLOW = 1 << 1, SOURCE_BLOCK = 1 << 2 };

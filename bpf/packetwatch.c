@@ -20,6 +20,10 @@ BPF_PERCPU_ARRAY(folds_by_interface, struct fold, ATTACHMENTS * 2);
 BPF_RINGBUF_OUTPUT(connections, CONNECTIONS_PAGES);
 BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 
+#ifndef NOW_NS
+#define NOW_NS() bpf_ktime_get_boot_ns() /* tests set a clock of their own */
+#endif
+
 /* How long a SYN may trail, on another CPU, the block that its source has earned. */
 #define BLOCK_RACE_NS 100000000ULL
 
@@ -396,12 +400,12 @@ int packetwatch(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	key.length = 128;
-	key.network = packet.daddr;
+	__builtin_memcpy(key.network, &packet.daddr, sizeof(key.network));
 	if (!local.lookup(&key)) {
 		j.count->ignored[IGNORED_NOT_LOCAL]++;
 		return XDP_PASS;
 	}
-	key.network = packet.saddr;
+	__builtin_memcpy(key.network, &packet.saddr, sizeof(key.network));
 	source = sources.lookup(&key);
 	if (is_martian(&packet, loopback) || (source && source->flags & SOURCE_OWN && !loopback)) {
 		j.count->ignored[IGNORED_MARTIAN]++;
@@ -409,6 +413,6 @@ int packetwatch(struct xdp_md *ctx)
 	}
 	j.family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	j.flags = packet.ipv6 ? EVENT_IPV6 : 0;
-	j.now = bpf_ktime_get_boot_ns();
+	j.now = NOW_NS();
 	return act(&packet, &j, source);
 }
