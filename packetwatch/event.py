@@ -52,7 +52,7 @@ class Notice(NamedTuple):
     destination: Optional[str] = None
     dest_port: Optional[int] = None
     ports: Optional[tuple[int, ...]] = None
-    count: Optional[int] = None
+    count: Optional[int] = None  # type: ignore[assignment]  # hides tuple.count, which nobody calls
     since_ns: Optional[int] = None  #: CLOCK_BOOTTIME; start of what ``count`` counts
     until_ns: Optional[int] = None  #: CLOCK_BOOTTIME; end of a block, 0 is forever
     reason: Optional[str] = None

@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator, Mapping
-from typing import NamedTuple, Optional
+from typing import Any, NamedTuple, Optional
 
 from packetwatch import event, libbpf, program
 from packetwatch.address import Prefix
 from packetwatch.metricnames import DROP_REASONS, FAMILIES, IGNORED, MALFORMED
 from packetwatch.ring import Ring
 from packetwatch.rules import Source
+from packetwatch.summary import Fold
 
 _U32 = struct.Struct("=I")
 _PAIR = len(FAMILIES)
@@ -31,7 +32,7 @@ class KernelSettings(NamedTuple):
     seed: int
     wakeup_mask: int
     ports: int
-    observe: bool
+    observe: int  #: 0 or 1
     generation: int
 
 
@@ -95,17 +96,6 @@ class Block(NamedTuple):
         return not self.until_ns or now_ns < self.until_ns
 
 
-class Fold(NamedTuple):
-    """Connections counted together; source and dport are None where the level does not tell them apart."""
-
-    level: str  #: source_port, port or interface
-    attachment: int
-    source: Optional[bytes]
-    dport: Optional[int]
-    count: int
-    since_ns: int
-
-
 class Kernel:
     """A loaded program with its maps; owns the descriptors."""
 
@@ -129,8 +119,7 @@ class Kernel:
     def settings(self) -> KernelSettings:
         value = libbpf.lookup(self.maps["settings"], _U32.pack(0), program.SETTINGS.size)
         assert value is not None
-        *head, ports, observe, generation, _ = program.SETTINGS.unpack(value)
-        return KernelSettings(*head, ports, bool(observe), generation)
+        return KernelSettings(*program.SETTINGS.unpack(value)[:-1])
 
     def apply(self, settings: KernelSettings) -> None:
         libbpf.update(self.maps["settings"], _U32.pack(0), program.SETTINGS.pack(*settings, 0))
@@ -166,7 +155,7 @@ class Kernel:
             raise OSError(28, "no room for another interface", str(ifindex))
         return free
 
-    def _cells(self, ifindex: int) -> Iterator[tuple[int, tuple[int, int, int, int, bytes]]]:
+    def _cells(self, ifindex: int) -> Iterator[tuple[int, tuple[Any, ...]]]:
         for probe in range(program.ATTACHMENT_PROBES):
             cell = (ifindex + probe) % program.ATTACHMENT_CELLS
             value = libbpf.lookup(self.maps["attachments"], _U32.pack(cell), program.ATTACHMENT.size)
@@ -189,7 +178,7 @@ class Kernel:
 
     def take_folds(self, generation: int, attachments: range) -> list[Fold]:
         """Reads and empties the counters of a generation that is no longer written."""
-        result = []
+        result: list[Fold] = []
         for level, name in (("source_port", "folds_by_source"), ("port", "folds_by_port")):
             result += self._take_keyed_folds(level, self.maps[name], generation)
         for attachment in attachments:

@@ -139,11 +139,9 @@ def items(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, byte
             last = False
         except FileNotFoundError:
             last = True
+        keys_read, values_read = key_buffer.raw, value_buffer.raw
         for i in range(count.value):
-            yield (
-                key_buffer[i * key_size : (i + 1) * key_size],
-                value_buffer[i * value_size : (i + 1) * value_size],
-            )
+            yield keys_read[i * key_size : (i + 1) * key_size], values_read[i * value_size : (i + 1) * value_size]
         if last:
             return
         started = token

@@ -16,6 +16,7 @@ from packetwatch import event
 
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 FUNCTION = "packetwatch"
+LAYOUT = 1  #: of records and map values; raise it with every change of one
 ATTACHMENTS = 64
 ATTACHMENT_CELLS = 256
 ATTACHMENT_PROBES = 8
@@ -69,8 +70,8 @@ class Parameters(NamedTuple):
         )
 
     def digest(self, sources: Path = SOURCES) -> str:
-        """16 hex digits that change with any source, flag or layout: same digest, same program."""
+        """Changes with any source, flag or layout: same digest, same program. Ends in the layout's number."""
         state = hashlib.sha256(repr((self, self.defines(), MAPS)).encode())
         for path in sorted(p for p in sources.rglob("*.[ch]") if "plugins" not in p.parts):
             state.update(str(path.relative_to(sources)).encode() + b"\0" + path.read_bytes())
-        return state.hexdigest()[:16]
+        return f"{state.hexdigest()[:16]}v{LAYOUT}"

@@ -1,0 +1,413 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The resident as a process: from settings to a loop, and out of it again. What it does stands in resident.py."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from typing import Any, Optional
+
+from packetwatch import clock, config, configfiles, control, handover, loader, notify, privileges, program, sessions, state
+from packetwatch.netlink import Monitor
+from packetwatch.answers import Answers
+from packetwatch.resident import SECOND, Reload, Resident, tell
+from packetwatch.settings import Settings, changed, dump, needs_restart
+from packetwatch.sinks import log, metrics, writer
+from packetwatch.sinks.journal import JournalWriter
+from packetwatch.store import NoStore, PinStore, Store, SystemdStore
+
+TICK_S = 0.2  #: how long a record may wait on an idle host
+_CONFIG_STATUS = 78
+
+
+class StartError(Exception):
+    """The resident cannot start; `hint` is the next step, `status` the exit status."""
+
+    def __init__(self, message: str, hint: str, status: int = 1) -> None:
+        super().__init__(message)
+        self.hint = hint
+        self.status = status
+
+
+def run(inputs: configfiles.Inputs) -> int:
+    """Runs until SIGTERM or SIGINT; returns the exit status."""
+    daemon: Optional[Daemon] = None
+    try:
+        daemon = Daemon(inputs)
+        daemon.loop()
+        return 0
+    except config.ConfigError as fault:
+        for each in fault.faults:
+            tell(str(each))
+        return _CONFIG_STATUS
+    except (StartError, loader.LoadError, state.StateError, metrics.MetricsUnavailable) as fault:
+        tell(f"{fault}; {fault.hint}" if fault.hint else str(fault))
+        return getattr(fault, "status", 1)
+    except control.Refused as fault:
+        tell(f"{fault.error}; {fault.hint}" if fault.hint else fault.error)
+        return fault.exit_status
+    except OSError as fault:
+        tell(f"{fault.filename or 'packetwatch'}: {fault.strerror or fault}")
+        return 1
+    finally:
+        if daemon is not None:
+            daemon.close()
+
+
+class Daemon:
+    """Opens everything in the order in which it can fail, then loops."""
+
+    def __init__(self, inputs: configfiles.Inputs) -> None:
+        self.inputs = inputs
+        self.selector = selectors.DefaultSelector()
+        self.stopping = self.reloading = False
+        self.under_systemd = "NOTIFY_SOCKET" in os.environ
+        self._watchdog_ns = notify.watchdog_interval_ns()
+        self._fed_ns = self._next_ns = 0
+        self._told_status = ""
+        self._look = True
+        self._server: Optional[control.Server] = None
+        self._exporter: Optional[metrics.Exporter] = None
+        self._signals()
+
+        settings, fault = self._settings()
+        directory = state.Directory(settings.state)
+        saved, aside = directory.load()
+        self.store = self._store(settings)
+        opened = self._open_kernel(settings)
+        self.resident = Resident(settings, opened, self.store, directory)
+        if fault:
+            self.resident.reload = Reload(False, 0, fault)
+        self.resident.restore(saved)
+        if aside:
+            tell(aside)
+        self._open_outside(settings)
+        self._start(opened)
+
+    # start
+
+    def _settings(self) -> tuple[Settings, str]:
+        """The settings, or the last good ones and what is wrong with these."""
+        try:
+            return configfiles.read(self.inputs), ""
+        except config.ConfigError as fault:
+            if not self.under_systemd:
+                raise
+            good = self._last_good()
+            if good is None:
+                raise
+            for each in fault.faults:
+                tell(str(each))
+            text = f"faulty configuration ({len(fault.faults)} faults): running with the last good settings"
+            tell(text)
+            return good, text
+
+    def _last_good(self) -> Optional[Settings]:
+        try:
+            only_flags = config.load([], {}, self.inputs.flags)
+        except config.ConfigError:
+            only_flags = Settings()
+        try:
+            kept = state.Directory(only_flags.state).load_inputs()
+            return config.load([("last-good.json", str(kept["settings"]))], {}, {}) if kept else None
+        except (state.StateError, config.ConfigError, KeyError):
+            return None
+
+    def _store(self, settings: Settings) -> Store:
+        if settings.pin:
+            try:
+                return PinStore(settings.pin)
+            except OSError as fault:
+                raise StartError(f"pin folder {settings.pin}: {fault.strerror}", "name one below /sys/fs/bpf") from None
+        store: Store = SystemdStore() if self.under_systemd else NoStore()
+        return store
+
+    def _open_kernel(self, settings: Settings) -> handover.Opened:
+        parameters = program.Parameters(
+            settings.table_trackers, settings.table_blocks, settings.ring_size, settings.loader_headers
+        )
+
+        def load() -> handover.Fresh:
+            missing = privileges.missing()
+            if missing:
+                raise StartError(
+                    f"not permitted: {', '.join(missing)} missing", "run as root (sudo), or as the service does", 4
+                )
+            loaded = loader.load(parameters)
+            return handover.Fresh(loaded.prog, loaded.maps)
+
+        return handover.open_kernel(parameters, self.store, load)
+
+    def _open_outside(self, settings: Settings) -> None:
+        answers = Answers(self.resident, self.reload, self._outside)
+        self._server = control.Server(settings.socket, answers)
+        self._server.register(self.selector)
+        self.resident.drain.audience = self._server
+        self._log = self._open_log(settings)
+        try:
+            self._exporter = metrics.Exporter(self.snapshot)
+            self._exporter.listen(settings.metrics_listen)
+        except metrics.MetricsUnavailable as fault:
+            if self._exporter is not None:
+                raise
+            tell(f"{fault}; {fault.hint}")
+        self._monitor = Monitor()
+        self._sessions = sessions.Sessions()
+        self.selector.register(self._monitor.fileno(), selectors.EVENT_READ, self._on_netlink)
+        if self._sessions.fileno() is not None:
+            self.selector.register(self._sessions.fileno() or 0, selectors.EVENT_READ, self._on_sessions)
+        for ring in (self.resident.kernel.connections, self.resident.kernel.alerts):
+            self.selector.register(ring.fd, selectors.EVENT_READ, lambda events: None)
+
+    def _open_log(self, settings: Settings) -> str:
+        """The form in force."""
+        form = log.choose_form(settings.log_format, os.environ)
+        to: Any = JournalWriter() if form == "journal" else writer.open_stream()
+        sinks = [log.LogSink(form, to, settings.log_connections, settings.log_anonymize)]
+        if settings.log_file:
+            sinks.append(self._open_file(settings))
+        self.resident.drain.sinks = sinks
+        return form
+
+    @staticmethod
+    def _open_file(settings: Settings) -> log.LogSink:
+        try:
+            file = writer.FileWriter(settings.log_file)
+        except OSError as fault:
+            raise StartError(f"log.file {settings.log_file}: {fault.strerror}", "choose a writable path") from None
+        return log.LogSink("json", file, settings.log_connections, settings.log_anonymize)
+
+    def _start(self, opened: handover.Opened) -> None:
+        r = self.resident
+        r.apply_settings()
+        r.prepare(opened, self._sessions.hosts() if r.settings.allow_sessions else set())
+        privileges.keep({privileges.BPF, privileges.NET_ADMIN})
+        self._look = False
+        if r.reload.ok:
+            self._keep_settings(r.settings)
+        r.say("start", mode=r.mode, message=self._greeting())
+        notify.ready(self._status())
+
+    def _greeting(self) -> str:
+        r = self.resident
+        watched = ", ".join(a.name for a in r.attachments.by_index.values()) or "no interface yet"
+        reasons = sorted({entry.reason for entry in r.lists.allow_entries()})
+        never = ", ".join(reasons) or "nobody"
+        how = "scanners are blocked" if r.mode == "enforce" else "nothing is blocked"
+        stop = "" if self.under_systemd else "; Ctrl-C stops it"
+        return f"watching {watched}; mode {r.mode}: {how}; never blocked: {never}; {self.store.keeps}{stop}"
+
+    def _keep_settings(self, settings: Settings) -> None:
+        try:
+            self.resident.directory.save_inputs({"settings": dump(settings)})
+        except OSError as fault:
+            tell(f"the settings could not be kept in {settings.state}: {fault.strerror}")
+
+    # loop
+
+    def loop(self) -> None:
+        while not self.stopping:
+            for key, events in self.selector.select(TICK_S):
+                key.data(events)
+            self.resident.drain.run()
+            if self.reloading:
+                self._reload_on_signal()
+            if self._look:
+                self._look_around()
+            if clock.boot_ns() >= self._next_ns:
+                self._each_second()
+
+    def _each_second(self) -> None:
+        now = clock.boot_ns()
+        self._next_ns = now + SECOND
+        self.resident.housekeeping()
+        self.resident.drain.flush()
+        if self._server is not None:
+            self._server.expire(now)
+        ailments = self.resident.ailments()
+        if ailments:
+            self._look = True  # netlink may not have told yet that the device is gone
+        elif self._watchdog_ns is not None and now - self._fed_ns >= self._watchdog_ns // 4:
+            notify.watchdog()
+            self._fed_ns = now
+        text = ailments[0] if ailments else self._status()
+        if text != self._told_status:
+            notify.status(text)
+            self._told_status = text
+
+    def _status(self) -> str:
+        r = self.resident
+        watched = ", ".join(f"{a.name} ({a.mode})" for a in r.attachments.by_index.values())
+        faulty = "; last reload failed" if not r.reload.ok else ""
+        return f"{r.mode}, " + (f"watching {watched}" if watched else "waiting for an interface") + faulty
+
+    def _look_around(self) -> None:
+        self._look = False
+        try:
+            self.resident.look_around(self._sessions.hosts() if self.resident.settings.allow_sessions else set())
+        except OSError as fault:
+            tell(f"interfaces and lists could not be followed: {fault.strerror or fault}")
+
+    def _on_netlink(self, events: int) -> None:
+        self._look = bool(self._monitor.drain()) or self._look
+
+    def _on_sessions(self, events: int) -> None:
+        self._look = self._sessions.drain() or self._look
+
+    # signals
+
+    def _signals(self) -> None:
+        ours, theirs = socket.socketpair()
+        for end in (ours, theirs):
+            end.setblocking(False)
+        self._wakeup = (ours, theirs)
+        signal.set_wakeup_fd(theirs.fileno(), warn_on_full_buffer=False)
+        self.selector.register(ours, selectors.EVENT_READ, lambda events: ours.recv(64))
+        for number in (signal.SIGTERM, signal.SIGINT):
+            signal.signal(number, self._on_stop)
+        signal.signal(signal.SIGHUP, self._on_hangup)
+        signal.signal(signal.SIGPIPE, signal.SIG_IGN)
+
+    def _on_stop(self, *_: object) -> None:
+        self.stopping = True
+
+    def _on_hangup(self, *_: object) -> None:
+        self.reloading = True
+
+    def _reload_on_signal(self) -> None:
+        self.reloading = False
+        try:
+            self.reload()
+        except control.Refused as fault:
+            tell(f"reload failed, the running settings stay: {fault.error}")
+
+    # reload
+
+    def reload(self) -> dict[str, Any]:
+        """Atomic: the new settings, or on any fault the old ones and Refused with all faults."""
+        notify.reloading("reloading")
+        try:
+            return self._reload()
+        finally:
+            notify.ready(self._status())
+
+    def _reload(self) -> dict[str, Any]:
+        r = self.resident
+        try:
+            new = configfiles.read(self.inputs)
+            self._take(new)
+        except config.ConfigError as fault:
+            self._refuse_reload("\n".join(map(str, fault.faults)), _CONFIG_STATUS)
+        except metrics.MetricsUnavailable as fault:
+            self._refuse_reload(f"{fault}; {fault.hint}", 1)
+        except StartError as fault:
+            self._refuse_reload(f"{fault}; {fault.hint}", 1)
+        except OSError as fault:
+            self._refuse_reload(f"{fault.filename or 'the lists'}: {fault.strerror}", 1)
+        r.reload = Reload(True, time.time_ns(), "", tuple(self._pending))
+        self._keep_settings(new)
+        return {"changed": self._changed, "restart_needed": list(self._pending)}
+
+    def _refuse_reload(self, text: str, status: int) -> None:
+        r = self.resident
+        r.reload = r.reload._replace(ok=False, error="the last reload failed: " + text.splitlines()[0])
+        raise control.Refused(text, "the running settings stay in force", status)
+
+    def _take(self, new: Settings) -> None:
+        """What can fail comes first; each step has an undo in the old settings."""
+        r, old = self.resident, self.resident.settings
+        self._changed, self._pending = changed(old, new), needs_restart(old, new)
+        if self._exporter is not None:
+            self._exporter.listen(new.metrics_listen)
+        try:
+            self._take_log(old, new)
+            r.settings = r.lists.settings = new
+            r.apply_lists()
+            r.budget.daily_bytes = new.log_daily_size
+            r.apply_settings()
+        except (OSError, StartError):
+            r.settings = r.lists.settings = old
+            r.apply_lists()
+            r.apply_settings()
+            if self._exporter is not None:
+                self._exporter.listen(old.metrics_listen)
+            raise
+        self._look_around()
+
+    def _take_log(self, old: Settings, new: Settings) -> None:
+        sinks = self.resident.drain.sinks
+        if old.log_file != new.log_file:
+            fresh = [self._open_file(new)] if new.log_file else []
+            for sink in sinks[1:]:
+                sink.close(clock.boot_ns())
+            sinks[1:] = fresh
+        elif new.log_file:
+            self._reopen(new)
+        if old.log_format != new.log_format:
+            form = log.choose_form(new.log_format, os.environ)
+            to: Any = JournalWriter() if form == "journal" else writer.open_stream()
+            sinks[0].close(clock.boot_ns())
+            self.resident.drain.count_refused()
+            self.resident.drain.renew(log.LogSink(form, to, new.log_connections, new.log_anonymize))
+            self._log = form
+        for sink in self.resident.drain.sinks:
+            sink.configure(new.log_connections, new.log_anonymize)
+
+    def _reopen(self, new: Settings) -> None:
+        file = self.resident.drain.sinks[1].writer
+        assert isinstance(file, writer.FileWriter)
+        try:
+            file.reopen()
+        except OSError as fault:
+            raise StartError(f"log.file {new.log_file}: {fault.strerror}", "choose a writable path") from None
+
+    # what others see
+
+    def _outside(self) -> dict[str, Any]:
+        addresses = self._exporter.addresses() if self._exporter is not None else []
+        return {
+            "log_format": self._log,
+            "metrics": [f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in addresses],
+            "watchdog": {"enabled": self._watchdog_ns is not None, "interval_s": (self._watchdog_ns or 0) / SECOND},
+            "keeps": self.store.keeps,
+            "program": self.resident.kernel.parameters.digest(),
+        }
+
+    def snapshot(self) -> metrics.Snapshot:
+        """For a scrape; called from the metrics thread, which only reads."""
+        r = self.resident
+        total = r.ledger.total()
+        made = sum(total.counters.scans) - total.counters.refused
+        return metrics.Snapshot(
+            accounts=r.ledger.accounts(),
+            total=total,
+            attached={n: n in {a.name for a in r.attachments.by_index.values()} for n in r.attachments.wanted},
+            modes={a.name: a.mode for a in r.attachments.by_index.values()},
+            mode=r.mode,
+            blocks={"scan": max(0, made), "manual": r.blocks_by_hand},
+            blocked=r.blocked_now(),
+            tables=r.tables(),
+            sinks={sink.name: (sink.written, sink.refused) for sink in r.drain.sinks},
+            reload_ok=r.reload.ok,
+            reload_time_s=r.reload.wall_ns / SECOND,
+            program=r.kernel.parameters.digest(),
+        )
+
+    # the end
+
+    def close(self) -> None:
+        """A stop detaches; a failed start under systemd leaves what the store holds."""
+        resident = getattr(self, "resident", None)
+        if resident is not None and self.stopping:
+            notify.stopping("stopping")
+            resident.finish()
+            self.store.end()
+        if self._exporter is not None:
+            self._exporter.close()
+        if self._server is not None:
+            self._server.close()
+
+

@@ -1,0 +1,124 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The data's way through user space: rings -> one batch -> every sink once. Per batch, never per packet."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Optional, Protocol
+
+from packetwatch import address, clock, event
+from packetwatch.event import Batch, Notice, Scan
+from packetwatch.kernel import Kernel
+from packetwatch.sinks.jsonlines import JsonForm
+from packetwatch.sinks.ledger import Ledger
+from packetwatch.sinks.log import LogSink
+
+_BATCH = 8192
+_ROUNDS = 16  # batches before the loop looks at anything else
+
+
+class Audience(Protocol):
+    """Those who follow the records through the control socket."""
+
+    @property
+    def tails(self) -> int: ...
+
+    def publish(self, lines: bytes) -> None: ...
+
+
+class Drain:
+    """Empties a kernel half's rings into the sinks; `say` puts a notice into the next batch."""
+
+    def __init__(self, kernel: Kernel, ledger: Ledger, on_scan: Callable[[Scan], None]) -> None:
+        self.kernel = kernel
+        self.sinks: list[LogSink] = []
+        self.audience: Optional[Audience] = None
+        self._ledger = ledger
+        self._on_scan = on_scan
+        self._waiting: list[Notice] = []
+        self._json = JsonForm()
+        self._refused: dict[tuple[str, int, int], int] = {}
+
+    def say(self, notice: Notice) -> None:
+        self._waiting.append(notice)
+
+    def run(self) -> int:
+        """Takes what is there, up to a bound; returns the number of connections."""
+        total = 0
+        for _ in range(_ROUNDS):
+            taken = self._batch()
+            total += taken
+            if taken < _BATCH:
+                break
+        return total
+
+    def run_on(self, other: Kernel) -> None:
+        """Empties another kernel half's rings, which nobody fills any more."""
+        kept, self.kernel = self.kernel, other
+        try:
+            while self.run():
+                pass
+        finally:
+            self.kernel = kept
+
+    def renew(self, sink: LogSink) -> None:
+        """Puts another log in place of the first sink."""
+        self.sinks[0] = sink
+        self._refused = {}
+
+    def _batch(self) -> int:
+        """The records are given back to the ring only after the sinks have had them."""
+        alerts = self.kernel.alerts.peek(_BATCH)  # first: the connection of each scan is then in its ring, too
+        for scan in event.scans(alerts):
+            self._waiting += self._tell(scan)
+            self._on_scan(scan)
+        frames = self.kernel.connections.peek(_BATCH)
+        connections = list(event.connections(frames))
+        if connections or self._waiting:
+            notices, self._waiting = sorted(self._waiting, key=lambda n: n.boot_ns), []
+            self._consume(connections, notices)
+        self.kernel.connections.advance(frames)
+        self.kernel.alerts.advance(alerts)
+        return len(connections)
+
+    def _consume(self, connections: Sequence[event.Connection], notices: Sequence[Notice]) -> None:
+        batch = Batch(connections, notices, clock.wall_offset_ns(), dict(self._ledger.names))
+        for sink in self.sinks:
+            sink.consume(batch, clock.boot_ns())
+        if self.audience is not None and self.audience.tails:
+            self.audience.publish(self._json.encode(batch))
+        self.count_refused()
+
+    def flush(self) -> None:
+        """Once a second: what waits for slow readers, and summaries that are due."""
+        for sink in self.sinks:
+            sink.flush(clock.boot_ns())
+        self.count_refused()
+
+    def count_refused(self) -> None:
+        """Connections that the log did not take are lost, not recorded. The log is the first sink."""
+        for sink in self.sinks[:1]:
+            for (attachment, ipv6), count in sink.refused_by.items():
+                key = (sink.name, attachment, ipv6)
+                fresh = count - self._refused.get(key, 0)
+                if fresh:
+                    self._refused[key] = count
+                    self._ledger.refuse(attachment, sink.name, int(bool(ipv6)), fresh)
+
+    def _tell(self, scan: Scan) -> list[Notice]:
+        name = self._ledger.names.get(scan.attachment)
+        source, mode = address.text(scan.saddr), "observe" if scan.flags & event.WOULD_DROP else None
+        told = Notice(
+            scan.boot_ns,
+            "scan",
+            name,
+            source,
+            address.text(scan.daddr),
+            ports=scan.ports,
+            count=len(scan.ports),
+            mode=mode,
+        )
+        if scan.block != event.BLOCKED:
+            return [told]
+        block = Notice(scan.boot_ns, "block", name, source, until_ns=scan.until_ns, reason="port scan", mode=mode)
+        return [told, block]

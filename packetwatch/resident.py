@@ -1,0 +1,464 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The resident's state and what it does to it: settings, interfaces, lists, blocks, folds, losses.
+
+Every method is a step of the loop in daemon.py or the work of a command in operations.py.
+"""
+
+from __future__ import annotations
+
+import heapq
+import os
+import sys
+import time
+from typing import Any, NamedTuple, Optional
+
+from packetwatch import address, attachments, budget, clock, handover, interfaces, lists, netlink
+from packetwatch import program, state
+from packetwatch.address import Prefix
+from packetwatch.drain import Drain
+from packetwatch.event import BLOCKED, Notice, Scan
+from packetwatch.handover import Opened
+from packetwatch.kernel import Block, Kernel, KernelSettings
+from packetwatch.settings import Settings
+from packetwatch.sinks.ledger import Ledger
+from packetwatch.store import Store
+from packetwatch.summary import reduce
+
+SECOND = 1_000_000_000
+_SETTLE_S = 0.05  # in which a packet that met the old settings or program is through
+_SUMMARY_ROWS = 32  # of each level, each time
+_SAVING_RATE = 1  # single records a second and interface while the day's size is used up
+_SAVING_SUMMARY_S = 60
+_SAVE_EVERY_NS = 5 * SECOND
+_DROPS_EVERY_NS = 60 * SECOND
+_DROPS_ROWS = 20
+_LOSS_EVERY_NS = 60 * SECOND
+_ADVICE = {
+    "ring": "the resident was too slow: raise ring.size, or lower log.fold_rate",
+    "alerts": "scans came faster than they could be told; their blocks are in force",
+    "blocks": "the block table is full: raise table.blocks or lower block.duration",
+    "stdout": "the reader of standard output is too slow or gone",
+    "journal": "journald did not take them: see journalctl -u systemd-journald",
+    "file": "log.file could not be written: is the disk full?",
+}
+
+
+_SAVING = "log.daily_size is used up: connections are summed per minute until there is room again"
+_SAVED = "log.daily_size has room again: connections are recorded one by one"
+
+
+def tell(text: str) -> None:
+    """A line for whoever runs the service; records go elsewhere."""
+    try:
+        print(f"packetwatch: {text}", file=sys.stderr, flush=True)
+    except OSError:
+        pass  # nobody reads it; that must not stop the loop
+
+
+class Reload(NamedTuple):
+    """How the last attempt to take settings ended."""
+
+    ok: bool
+    wall_ns: int  #: of the last that succeeded
+    error: str = ""
+    pending: tuple[str, ...] = ()  #: keys that need a restart
+
+
+class Resident:
+    """One per process; owns the kernel half, the lists and the state file."""
+
+    def __init__(self, settings: Settings, opened: Opened, store: Store, directory: state.Directory) -> None:
+        self.settings = settings
+        self.kernel = opened.kernel
+        self.adopted = opened.adopted
+        self.memory = opened.memory
+        self.directory = directory
+        self.store = store
+        self.started_ns = clock.boot_ns()
+        self.reload = Reload(True, time.time_ns())
+        self.mode_by_hand: Optional[str] = None
+        self.ledger = Ledger(self.kernel.counters)
+        note = self.memory.read()
+        self.ledger.restore(note.get("ledger", {}))
+        if not opened.adopted:
+            self.ledger.names = {}
+        self.drain = Drain(self.kernel, self.ledger, self._on_scan)
+        self.lists = lists.Lists(self.kernel, settings)
+        self.attachments = attachments.Attachments(self.kernel, store, self.ledger)
+        self.budget = budget.Budget(settings.log_daily_size)
+        self.blocks_by_hand: int = note.get("blocks_by_hand", 0)
+        self.links: list[netlink.Link] = []
+        self.unsaved = False
+        self._seed = self.kernel.settings().seed or int.from_bytes(os.urandom(8), "little")
+        self._generation = self.kernel.settings().generation
+        self._folded = -1  # the kernel's count at the last flip
+        self._resting = self.adopted  # whether the counters that are not being written hold something
+        self._folds_due_ns = 0
+        self._saved_ns = 0
+        self._next_end_ns = 1  # CLOCK_BOOTTIME of the next end of a block; 0: none; 1: look
+        self._ended: set[bytes] = set()
+        self._refused = 0  # blocks of the state file that found no room
+        self._losses: dict[str, tuple[int, int, int]] = note.get("losses", {})  # where: told, next, period
+        self._drops: dict[bytes, int] = {}
+        self._drops_due_ns = self.started_ns + _DROPS_EVERY_NS
+        self._dropped_then = 0
+        self._spent = 0
+        self._tracked_count = self._tracked_due_ns = 0
+
+    # settings
+
+    @property
+    def mode(self) -> str:
+        return self.mode_by_hand or self.settings.mode
+
+    def shown_mode(self) -> Optional[str]:
+        """For records: told where it is not the usual one."""
+        return "observe" if self.mode == "observe" else None
+
+    def apply_settings(self) -> None:
+        """Puts what the kernel half reads in force; takes effect with the next packet."""
+        s = self.settings
+        rate = min(s.log_fold_rate, _SAVING_RATE) if self.budget.saving else s.log_fold_rate
+        interval = SECOND // rate if rate else 0
+        frames = self.kernel.parameters.ring_bytes // self.kernel.connections.frame
+        per_cpu = max(1, frames // (4 * (os.cpu_count() or 1)))
+        self.kernel.apply(
+            KernelSettings(
+                window_ns=s.scan_window_ns,
+                block_ns=s.block_duration_ns,
+                fold_interval_ns=interval,
+                fold_burst_ns=interval * (rate if self.budget.saving else s.log_fold_burst),
+                seed=self._seed,
+                wakeup_mask=(1 << (per_cpu.bit_length() - 1)) - 1,
+                ports=s.scan_ports,
+                observe=int(self.mode == "observe"),
+                generation=self._generation,
+            )
+        )
+
+    def restore(self, saved: state.Saved) -> None:
+        """What the state file holds; blocks only where the kernel half has not kept them itself."""
+        offset, now = clock.wall_offset_ns(), clock.boot_ns()
+        self.mode_by_hand = saved.mode
+        self.lists.manual_allow = {m.prefix: m for m in saved.manual_allow}
+        for entry in saved.manual_blocks:
+            self.lists.put_block(entry, offset)
+        if self.adopted:
+            return
+        for b in saved.blocks:
+            until = max(1, b.until_wall_ns - offset) if b.until_wall_ns else 0
+            block = Block(b.address, until, max(0, b.since_wall_ns - offset), 0, 0)
+            if block.in_force(now):
+                self._put(block)
+
+    def _put(self, block: Block) -> None:
+        try:
+            self.kernel.blocks.put(block)
+        except OSError:
+            self._refused += 1
+
+    # interfaces and lists
+
+    def prepare(self, opened: Opened, hosts: set[bytes]) -> None:
+        """Lists first, then what was attached, then what is wanted: no packet meets a half-filled kernel half."""
+        self.links = netlink.links()
+        self.lists.host = self._host(netlink.default_routes(), hosts)
+        self.apply_lists()
+        self.attachments.adopt(opened.links, self.links)
+        if opened.previous is not None:
+            self._replace(opened, *opened.previous)
+        self.look_around(hosts)
+
+    def _replace(self, opened: Opened, digest: str, previous: Kernel) -> None:
+        """What the kernel half before has counted and recorded goes on under its interfaces' names."""
+        handover.replace(self.kernel, previous, opened.links)
+        time.sleep(_SETTLE_S)
+        names = {int(k): v for k, v in opened.memory.read().get("ledger", {}).get("names", {}).items()}
+        for attachment, name in {**names, **self.ledger.names}.items():
+            self.ledger.absorb(name, previous.counters(attachment))
+        for generation in (0, 1):
+            self._summarise(previous, generation)
+        self.drain.run_on(previous)
+        handover.forget(digest, previous, self.store)
+
+    @staticmethod
+    def _host(routes: list[netlink.DefaultRoute], hosts: set[bytes]) -> lists.Host:
+        gateways = interfaces.gateways(routes)
+        return lists.Host(frozenset(netlink.local_prefixes()), frozenset(gateways), frozenset(hosts))
+
+    def look_around(self, hosts: set[bytes]) -> None:
+        """Reads interfaces and routes anew and follows; `hosts` are the remote hosts of sessions."""
+        self.links = netlink.links()
+        routes = netlink.default_routes()
+        host = self._host(routes, hosts)
+        if host != self.lists.host:
+            self.lists.host = host
+            self.apply_lists()
+        wanted = interfaces.wanted(self.settings.interface, self.links, routes)
+        for change in self.attachments.follow(wanted, self.links, self.settings.xdp_mode):
+            self.say(change.event_type, in_iface=change.interface, message=change.text, mode=self.shown_mode())
+        for text in self.attachments.news():
+            tell(text)
+
+    def apply_lists(self) -> None:
+        self.lists.apply()
+
+    def put_manual_block(self, entry: state.Manual) -> None:
+        """Raises OSError when the kernel's table is full."""
+        before = dict(self.lists.manual_blocks)
+        until = self.lists.put_block(entry, clock.wall_offset_ns())
+        try:
+            self.apply_lists()
+        except OSError:
+            self.lists.manual_blocks = before
+            raise
+        self.blocks_by_hand += 1
+        self.unsaved = True
+        source = address.prefix_text(entry.prefix)
+        reason = entry.reason or "by hand"
+        self.say("block", source=source, until_ns=until, reason=reason, mode=self.shown_mode())
+
+    def remove_manual_block(self, prefix: Prefix) -> bool:
+        if self.lists.manual_blocks.pop(prefix, None) is None:
+            return False
+        self.apply_lists()
+        self.unsaved = True
+        self.say("unblock", source=address.prefix_text(prefix), reason="removed by hand", mode=self.shown_mode())
+        return True
+
+    def clear_manual_blocks(self) -> int:
+        return sum(self.remove_manual_block(prefix) for prefix in list(self.lists.manual_blocks))
+
+    def clear_blocks(self, reason: str) -> int:
+        """Ends every block that a scan earned."""
+        return sum(self.unblock(block.address, reason) for block in list(self.kernel.blocks.read()))
+
+    def put_manual_allow(self, entry: state.Manual) -> None:
+        self.lists.manual_allow[entry.prefix] = entry
+        self.apply_lists()
+        self.unsaved = True
+
+    def remove_manual_allow(self, prefix: Prefix) -> bool:
+        if self.lists.manual_allow.pop(prefix, None) is None:
+            return False
+        self.apply_lists()
+        self.unsaved = True
+        return True
+
+    def set_mode(self, mode: str) -> None:
+        """By hand; stays over reload, restart and reboot until the configured one is set again."""
+        if mode == self.mode:
+            return
+        self.mode_by_hand = mode if mode != self.settings.mode else None
+        self.apply_settings()
+        self.unsaved = True
+        self.say("start", mode=mode, message="mode set by hand")
+
+    def blocked_now(self) -> int:
+        """Sources and prefixes."""
+        now = clock.boot_ns()
+        return sum(1 for block in self.kernel.blocks.read() if block.in_force(now)) + self.lists.blocked()
+
+    def tables(self) -> dict[str, tuple[int, int]]:
+        """Name -> (entries, capacity). Trackers are never freed, only replaced: their fill is read once a minute."""
+        local, sources = self.lists.sizes()
+        parameters = self.kernel.parameters
+        return {
+            "trackers": (self._tracked(), parameters.trackers),
+            "blocks": (sum(1 for _ in self.kernel.blocks.read()), parameters.blocks),
+            "local": (local, program.PREFIXES),
+            "sources": (sources, program.PREFIXES),
+        }
+
+    def _tracked(self) -> int:
+        if clock.boot_ns() >= self._tracked_due_ns:
+            self._tracked_count = self.kernel.tracked()
+            self._tracked_due_ns = clock.boot_ns() + 60 * SECOND
+        return self._tracked_count
+
+    # records
+
+    def say(self, event_type: str, **fields: Any) -> None:
+        fields.setdefault("boot_ns", clock.boot_ns())
+        self.drain.say(Notice(event_type=event_type, **fields))
+
+    def _on_scan(self, scan: Scan) -> None:
+        if scan.block != BLOCKED:
+            return
+        self.unsaved = True
+        if scan.until_ns and (not self._next_end_ns or scan.until_ns < self._next_end_ns):
+            self._next_end_ns = scan.until_ns
+        if scan.saddr in self._ended:  # our sweep may have hit the new block instead of the old one
+            self._put(Block(scan.saddr, scan.until_ns, scan.boot_ns, 0, scan.attachment))
+
+    # once a second
+
+    def housekeeping(self) -> None:
+        now = clock.boot_ns()
+        self._tell_ends(now)
+        self._tell_folds(now)
+        self._tell_drops(now)
+        self._tell_losses(now, final=False)
+        self._save_space(now)
+        self._note()
+        if self.unsaved and now - self._saved_ns >= _SAVE_EVERY_NS:
+            self.save()
+
+    def _tell_ends(self, now: int) -> None:
+        for manual in self.lists.expired(now):
+            self.say("unblock", source=address.prefix_text(manual.prefix), reason="expired", mode=self.shown_mode())
+            self.apply_lists()
+            self.unsaved = True
+        self._ended = set()
+        if not self._next_end_ns or now < self._next_end_ns:
+            return
+        self._next_end_ns = 0
+        for block in list(self.kernel.blocks.read()):
+            if block.in_force(now):
+                if block.until_ns and (not self._next_end_ns or block.until_ns < self._next_end_ns):
+                    self._next_end_ns = block.until_ns
+            else:
+                self._ended.add(block.address)
+                self.unblock(block.address, "expired")
+
+    def unblock(self, source: bytes, reason: str) -> bool:
+        """Ends a block that a scan earned; False where there is none."""
+        block = self.kernel.blocks.remove(source)
+        if block is None:
+            return False
+        text = address.text(source)
+        untold = block.dropped - self._drops.pop(source, 0)
+        if untold:
+            self.say("drop", source=text, count=untold, since_ns=block.since_ns, mode=self.shown_mode())
+        self.say("unblock", source=text, reason=reason, mode=self.shown_mode())
+        self.unsaved = True
+        return True
+
+    def _tell_folds(self, now: int) -> None:
+        """Reads the counters that have rested for a period, then lets those written till now rest."""
+        if now < self._folds_due_ns:
+            return
+        self._folds_due_ns = now + (_SAVING_SUMMARY_S if self.budget.saving else 1) * SECOND
+        if self._resting:
+            self._summarise(self.kernel, 1 - self._generation)
+        folded = sum(self.ledger.total().counters.folded)
+        self._resting = folded != self._folded
+        if self._resting:
+            self._generation = 1 - self._generation
+            self.apply_settings()
+        self._folded = folded
+
+    def _summarise(self, of: Kernel, generation: int) -> None:
+        folds = of.take_folds(generation, self._attachment_ids())
+        for fold in reduce(folds, _SUMMARY_ROWS):
+            self.say(
+                "summary",
+                in_iface=self.ledger.names.get(fold.attachment),
+                source=address.text(fold.source) if fold.source is not None else None,
+                dest_port=fold.dport,
+                count=fold.count,
+                since_ns=fold.since_ns,
+                level=fold.level,
+            )
+
+    def _attachment_ids(self) -> range:
+        return range(max(self.ledger.names, default=-1) + 1)
+
+    def _tell_drops(self, now: int) -> None:
+        if now < self._drops_due_ns:
+            return
+        self._drops_due_ns = now + _DROPS_EVERY_NS
+        counters = self.ledger.total().counters
+        dropped = sum(counters.dropped) + sum(counters.would_drop)
+        if dropped == self._dropped_then:
+            return
+        self._dropped_then = dropped
+        blocks = [b for b in self.kernel.blocks.read() if b.dropped > self._drops.get(b.address, 0)]
+        for b in heapq.nlargest(_DROPS_ROWS, blocks, key=lambda b: b.dropped - self._drops.get(b.address, 0)):
+            count = b.dropped - self._drops.get(b.address, 0)
+            self._drops[b.address] = b.dropped
+            self.say(
+                "drop",
+                in_iface=self.ledger.names.get(b.attachment),
+                source=address.text(b.address),
+                count=count,
+                since_ns=max(b.since_ns, now - _DROPS_EVERY_NS),
+                mode=self.shown_mode(),
+            )
+
+    def _tell_losses(self, now: int, final: bool) -> None:
+        """At once, then in doubling periods up to a minute; what is untold at the stop is told then."""
+        total = self.ledger.total()
+        found = {where: sum(pair) for where, pair in total.lost.items()}
+        found["alerts"] = total.counters.alerts_lost
+        found["blocks"] = total.counters.refused + self._refused
+        for sink in self.drain.sinks[1:]:
+            found[sink.name] = sink.refused
+        for where, count in found.items():
+            told, due, period = self._losses.get(where, (0, 0, SECOND))
+            if count > told and (final or now >= due):
+                period = min(period * 2, _LOSS_EVERY_NS) if now < due + 2 * period else SECOND
+                self._losses[where] = (count, now + period, period)
+                self.say("loss", where=where, count=count - told, message=_ADVICE.get(where))
+
+    def _save_space(self, now: int) -> None:
+        spent = sum(sink.bytes_written for sink in self.drain.sinks)
+        was = self.budget.saving
+        if self.budget.spend(spent - self._spent, now) != was:
+            self.apply_settings()
+            tell(_SAVING if self.budget.saving else _SAVED)
+        self._spent = spent
+
+    def _note(self) -> None:
+        self.memory.write(
+            {"ledger": self.ledger.note(), "losses": self._losses, "blocks_by_hand": self.blocks_by_hand}
+        )
+
+    def save(self) -> None:
+        """Writes the state file; a disk that refuses is told of, and tried again."""
+        self._saved_ns = clock.boot_ns()
+        offset = clock.wall_offset_ns()
+        blocks = tuple(
+            state.SavedBlock(b.address, b.until_ns + offset if b.until_ns else 0, max(0, b.since_ns + offset))
+            for b in self.kernel.blocks.read()
+        )
+        saved = state.Saved(
+            blocks, self.lists.saved_blocks(offset), tuple(self.lists.manual_allow.values()), self.mode_by_hand
+        )
+        try:
+            self.directory.save(saved)
+            self.unsaved = False
+        except OSError as fault:
+            self.say("loss", where="state", count=0, message=f"{self.directory.path}: {fault.strerror}")
+
+    # health
+
+    def ailments(self) -> list[str]:
+        """What keeps the data from flowing: the watchdog is not fed while there is any."""
+        found = []
+        try:
+            self.kernel.settings()
+            broken = self.attachments.broken({link.index for link in self.links})
+        except OSError as fault:
+            return [f"the maps cannot be read: {fault.strerror}"]
+        found += [f"{name}: the program was taken off the interface" for name in broken]
+        if self.kernel.connections.backlog() and not self.kernel.connections.peek(1):
+            found.append("the ring of connections does not move")
+        return found
+
+    # the end
+
+    def finish(self) -> None:
+        """Everything counted is told. Whether the interfaces are let go is the store's: see daemon.py."""
+        for generation in (1 - self._generation, self._generation):
+            self._summarise(self.kernel, generation)
+            self._generation = 1 - self._generation
+            self.apply_settings()
+            time.sleep(_SETTLE_S)
+        while self.drain.run():
+            pass
+        self._tell_losses(clock.boot_ns(), final=True)
+        self.save()
+        self._note()
+        self.say("stop", mode=self.shown_mode())
+        self.drain.run()

@@ -1,0 +1,164 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What survives a stop and a reboot: blocks, what people allowed and blocked by hand, the last good settings.
+
+Files in the state directory, versioned, replaced whole. Ends are wall time here (ns since 1970,
+0 is forever). A file that is newer or corrupt is kept aside and told of, never a crash loop.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from pathlib import Path
+from typing import Any, NamedTuple, Optional
+
+from packetwatch import address
+from packetwatch.address import Prefix
+
+VERSION = 1
+_BYTES_MAX = 64 * 1024 * 1024
+
+
+class SavedBlock(NamedTuple):
+    """A source blocked by the kernel half."""
+
+    address: bytes
+    until_wall_ns: int
+    since_wall_ns: int
+
+
+class Manual(NamedTuple):
+    """What somebody blocked or allowed by hand."""
+
+    prefix: Prefix
+    until_wall_ns: int = 0
+    since_wall_ns: int = 0
+    reason: str = ""
+    forced: bool = False
+
+
+class Saved(NamedTuple):
+    """The content of the state file."""
+
+    blocks: tuple[SavedBlock, ...] = ()
+    manual_blocks: tuple[Manual, ...] = ()
+    manual_allow: tuple[Manual, ...] = ()
+    mode: Optional[str] = None  #: set by hand, against the configuration
+
+
+class StateError(Exception):
+    """The state directory cannot be used; `hint` is the next step."""
+
+    def __init__(self, message: str, hint: str) -> None:
+        super().__init__(message)
+        self.hint = hint
+
+
+def encode(saved: Saved) -> bytes:
+    def manual(entries: tuple[Manual, ...]) -> list[list[Any]]:
+        return [[address.prefix_text(m.prefix), *m[1:]] for m in entries]
+
+    return json.dumps(
+        {
+            "version": VERSION,
+            "blocks": [[address.text(b.address), b.until_wall_ns, b.since_wall_ns] for b in saved.blocks],
+            "manual_blocks": manual(saved.manual_blocks),
+            "manual_allow": manual(saved.manual_allow),
+            "mode": saved.mode,
+        }
+    ).encode()
+
+
+def decode(text: bytes) -> Saved:
+    """Raises ValueError for whatever `encode` of this version could not have written."""
+    try:
+        data = json.loads(text)
+        if data["version"] != VERSION:
+            raise ValueError(f"version {data['version']!r}, this Packetwatch knows {VERSION}")
+        if data["mode"] not in (None, "enforce", "observe"):
+            raise ValueError("an unknown mode")
+        blocks = tuple(SavedBlock(address.parse(a), _time(u), _time(s)) for a, u, s in data["blocks"])
+        return Saved(blocks, _manual(data["manual_blocks"]), _manual(data["manual_allow"]), data["mode"])
+    except (KeyError, TypeError, AttributeError, RecursionError) as fault:
+        raise ValueError(f"not a state file: {fault!r}") from None
+
+
+def _manual(rows: list[list[Any]]) -> tuple[Manual, ...]:
+    return tuple(
+        Manual(address.parse_prefix(p), _time(u), _time(s), str(reason)[:200], bool(forced))
+        for p, u, s, reason, forced in rows
+    )
+
+
+def _time(value: Any) -> int:
+    if not isinstance(value, int) or not 0 <= value < 1 << 63:
+        raise ValueError(f"{value!r} is no time")
+    return value
+
+
+class Directory:
+    """The state directory, 0700."""
+
+    def __init__(self, path: str) -> None:
+        self.path = Path(path)
+        try:
+            self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
+            probe = self.path / ".probe"
+            probe.write_bytes(b"")
+            probe.unlink()
+        except OSError as fault:
+            raise StateError(
+                f"state directory {path}: {fault.strerror}", "make it writable for this user, or name another: --state DIR"
+            ) from None
+
+    def load(self) -> tuple[Saved, Optional[str]]:
+        """What was saved, and a sentence if a file had to be put aside."""
+        file = self.path / "state.json"
+        text = self._read(file)
+        if text is None:
+            return Saved(), None
+        try:
+            return decode(text), None
+        except ValueError as fault:
+            aside = file.with_name(f"state.json.unread-{time.strftime('%Y%m%dT%H%M%S')}")
+            os.replace(file, aside)
+            return Saved(), f"{file} could not be read ({fault}); kept as {aside}, started without it"
+
+    def save(self, saved: Saved) -> None:
+        """Raises OSError (no space, read-only); the file before stays whole."""
+        self._write("state.json", encode(saved))
+
+    def load_inputs(self) -> Optional[dict[str, Any]]:
+        """The inputs of the last good settings, as `save_inputs` got them."""
+        text = self._read(self.path / "last-good.json")
+        try:
+            data = json.loads(text) if text is not None else None
+        except ValueError:
+            return None
+        return data if isinstance(data, dict) else None
+
+    def save_inputs(self, inputs: dict[str, Any]) -> None:
+        self._write("last-good.json", json.dumps(inputs).encode())
+
+    @staticmethod
+    def _read(file: Path) -> Optional[bytes]:
+        try:
+            with open(file, "rb") as stream:
+                return stream.read(_BYTES_MAX)
+        except FileNotFoundError:
+            return None
+        except OSError as fault:
+            raise StateError(f"{file}: {fault.strerror}", "check its owner and mode") from None
+
+    def _write(self, name: str, text: bytes) -> None:
+        temporary = self.path / f".{name}.new"
+        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            view = memoryview(text)
+            while view:
+                view = view[os.write(fd, view) :]
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(temporary, self.path / name)
