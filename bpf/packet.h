@@ -26,6 +26,7 @@
 #define TCP_FLAG_BITS 0x17 /* ACK, RST, SYN, FIN */
 #define TCP_SYN_ONLY 0x02
 #define TCP_START_BYTES 14 /* up to and with the flags */
+#define FRAGMENT_START_BYTES 16 /* the same in a first fragment: Linux cuts it to a multiple of 8 */
 
 /* Names in packetwatch/metricnames.py, in this order. */
 enum malformed {
@@ -33,7 +34,7 @@ enum malformed {
 	MALFORMED_IP_HEADER, /* version, IHL or total length cannot be */
 	MALFORMED_IP_OPTIONS, /* an IPv4 option's length cannot be */
 	MALFORMED_TCP_HEADER, /* data offset below 5 or beyond the segment */
-	MALFORMED_FRAGMENT, /* first fragment too short for the TCP flags */
+	MALFORMED_FRAGMENT, /* first fragment too short for the TCP flags, or fragments within fragments */
 	MALFORMED_VLAN_DEPTH, /* more tags than VLAN_DEPTH */
 	MALFORMED_EXTENSION_DEPTH, /* more IPv6 headers than EXTENSION_DEPTH */
 	MALFORMED_EXTENSION_ORDER, /* hop-by-hop options not in first place */
@@ -119,8 +120,7 @@ static __always_inline int opens_connection(const struct tcp_start *tcp)
 }
 
 /* segment: bytes of the TCP segment as the IP header states them. */
-static __always_inline enum walk take_ports(const struct tcp_start *tcp, __u32 segment, int fragment,
-					    struct packet *p)
+static __always_inline enum walk take_ports(const struct tcp_start *tcp, __u32 segment, int fragment, struct packet *p)
 {
 	__u32 header = (tcp->doff >> 4) * 4;
 
@@ -132,16 +132,51 @@ static __always_inline enum walk take_ports(const struct tcp_start *tcp, __u32 s
 }
 
 #define IP_OPTION_WORDS 10
+#define IP_OPTION_RECORD_ROUTE 7
+#define IP_OPTION_TIMESTAMP 68
+#define IP_OPTION_LOOSE_ROUTE 131
+#define IP_OPTION_STRICT_ROUTE 137
+#define IP_OPTION_ROUTER_ALERT 148
+
+/* Comparisons of small numbers that are no branches, of which each doubles the verifier's ways. */
+static __always_inline __u64 equal(__u64 a, __u64 b)
+{
+	return ((a ^ b) - 1) >> 63;
+}
+
+static __always_inline __u64 below(__u64 a, __u64 b)
+{
+	return (a - b) >> 63;
+}
+
+/* Whether a host drops for what the option holds; `seen` remembers those that may stand there once. */
+static __always_inline __u64 is_bad_option(const __u8 *option, __u64 *seen)
+{
+	__u64 kind = option[0], length = option[1], pointer = option[2], flags = option[3] & 15;
+	__u64 route = equal(kind, IP_OPTION_RECORD_ROUTE), time = equal(kind, IP_OPTION_TIMESTAMP);
+	__u64 once = route | time << 1, room = below(pointer, length + 1);
+	__u64 place = 3 + 4 * (time & (equal(flags, 1) | equal(flags, 3))); /* an address besides */
+	__u64 overflow = (room ^ 1) & (equal(flags, 3) ^ 1) & equal(option[3] >> 4, 15);
+	__u64 bad = (route | time) & (below(length, 3 + time) | below(pointer, 4 + time));
+
+	bad |= (route | time) & room & below(length, pointer + place);
+	bad |= (*seen & once) | (time & overflow);
+	bad |= equal(kind, IP_OPTION_ROUTER_ALERT) & below(length, 4);
+	*seen |= once;
+	barrier_var(bad);
+	return bad;
+}
 
 /*
- * ip_options_compile() in net/ipv4/ip_options.c, as far as a default host drops for it. The bytes
- * are copied first and then read at fixed places: a moving packet offset costs the verifier more
- * than the million instructions it has.
+ * ip_options_compile() in net/ipv4/ip_options.c, as far as a default host drops for it; CIPSO is
+ * left out. The bytes are copied first and then read at fixed places: a moving packet offset
+ * costs the verifier more than the million instructions it has.
  */
 static __always_inline enum walk walk_ip_options(const __be32 *words, void *data_end, __u32 length, struct packet *p)
 {
-	__be32 copy[IP_OPTION_WORDS] = {};
+	__be32 copy[IP_OPTION_WORDS + 1] = {};
 	__u8 *options = (__u8 *)copy;
+	__u64 seen = 0, bad = 0;
 	__u32 next = 0;
 
 	for (__u32 i = 0; i < IP_OPTION_WORDS && i * 4 < length; i++) {
@@ -149,7 +184,7 @@ static __always_inline enum walk walk_ip_options(const __be32 *words, void *data
 			return malformed(p, MALFORMED_TRUNCATED);
 		copy[i] = words[i];
 	}
-	for (__u32 i = 0; i < sizeof(copy); i++) {
+	for (__u32 i = 0; i < IP_OPTION_WORDS * 4; i++) {
 		if (i != next)
 			continue;
 		next = i + 1;
@@ -157,15 +192,16 @@ static __always_inline enum walk walk_ip_options(const __be32 *words, void *data
 			break;
 		if (options[i] == 1)
 			continue;
-		if (i + 1 == sizeof(copy) || options[i + 1] < 2 || i + options[i + 1] > length)
+		if (options[i + 1] < 2 || i + options[i + 1] > length)
 			return malformed(p, MALFORMED_IP_OPTIONS);
-		if (options[i] == 131 || options[i] == 137) {
+		bad |= is_bad_option(options + i, &seen);
+		if (options[i] == IP_OPTION_LOOSE_ROUTE || options[i] == IP_OPTION_STRICT_ROUTE) {
 			p->reason = IGNORED_SOURCE_ROUTE;
 			return WALK_IGNORED;
 		}
 		next = i + options[i + 1];
 	}
-	return WALK_SYN;
+	return bad ? malformed(p, MALFORMED_IP_OPTIONS) : WALK_SYN;
 }
 
 static __always_inline enum walk walk_ipv4(void *data, void *data_end, __u64 off, struct packet *p)
@@ -188,7 +224,7 @@ static __always_inline enum walk walk_ipv4(void *data, void *data_end, __u64 off
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
 	frag &= 0x2000;
-	if (frag && total < header + TCP_START_BYTES)
+	if (frag && total < header + FRAGMENT_START_BYTES)
 		return malformed(p, MALFORMED_FRAGMENT);
 	tcp = data + off + header;
 	if ((void *)(tcp + 1) > data_end)
@@ -225,16 +261,15 @@ static __always_inline int is_extension(__u8 next)
 static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off, struct packet *p)
 {
 	struct ipv6hdr *ip = data + off;
-	__u64 end;
+	__u64 start = off + sizeof(*ip), end;
 	struct tcp_start *tcp;
-	__u64 fragment = 0;
+	__u64 fragment = 0; /* bit 0: more follow; bit 1: there is a fragment header; bit 2: there are two */
 	__u8 next;
 
 	if ((void *)(ip + 1) > data_end)
 		return malformed(p, MALFORMED_TRUNCATED);
 	next = ip->nexthdr;
-	off += sizeof(*ip);
-	end = off + bpf_ntohs(ip->payload_len);
+	off = start;
 	for (int i = 0; i < EXTENSION_DEPTH && next != IPPROTO_TCP; i++) {
 		struct extension *ext = data + off;
 		__u64 size, is_fragment;
@@ -248,7 +283,7 @@ static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off
 		is_fragment = ((__u64)(next ^ IPPROTO_FRAGMENT) - 1) >> 63;
 		barrier_var(is_fragment);
 		size = 8 + 8 * (ext->len & (is_fragment - 1));
-		fragment |= bpf_ntohs(ext->frag_off) & is_fragment;
+		fragment |= ((bpf_ntohs(ext->frag_off) & 1) | 2 | (fragment & 2) << 1) & -is_fragment;
 		barrier_var(size);
 		barrier_var(fragment);
 		if (!is_extension(next))
@@ -266,7 +301,11 @@ static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off
 	}
 	if (next != IPPROTO_TCP)
 		return malformed(p, MALFORMED_EXTENSION_DEPTH);
-	if (fragment && off + TCP_START_BYTES > end)
+	end = start + bpf_ntohs(ip->payload_len);
+	/* Meant for jumbograms, but Linux does not ask whether it is one. */
+	if (end == start && ip->nexthdr == IPPROTO_HOPOPTS && !fragment)
+		end = data_end - data;
+	if (fragment & 4 || (fragment & 1 && (off + TCP_START_BYTES > end || (end - off) & 7)))
 		return malformed(p, MALFORMED_FRAGMENT);
 	tcp = data + off;
 	if ((void *)(tcp + 1) > data_end)
@@ -281,7 +320,7 @@ static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off
 	p->ipv6 = *(__u8 *)ip >> 5 & 1;
 	__builtin_memcpy(&p->saddr, &ip->saddr, sizeof(p->saddr));
 	__builtin_memcpy(&p->daddr, &ip->daddr, sizeof(p->daddr));
-	return take_ports(tcp, end - off, fragment, p);
+	return take_ports(tcp, end - off, fragment & 1, p);
 }
 
 /*
@@ -330,28 +369,33 @@ static __always_inline enum walk walk_network(void *data, void *data_end, __u64 
 	return WALK_OTHER;
 }
 
+static __always_inline int is_mapped(const union address *a)
+{
+	return !a->halves[0] && a->words[2] == bpf_htonl(0xffff);
+}
+
+static __always_inline int is_loopback6(const union address *a)
+{
+	return !a->halves[0] && !a->words[2] && a->words[3] == bpf_htonl(1);
+}
+
 /*
- * Sources that are martian whatever this host's addresses are: ip_route_input_slow(),
- * ip6_rcv_core(), tcp_v6_conn_request(). 127/8 and ::1 are legal on a loopback device.
+ * Addresses that no other host may send from or to, whatever this host's are:
+ * ip_route_input_slow(), ip6_rcv_core(), tcp_v6_conn_request(). Those of the loopback are legal on
+ * a loopback device. Linux takes 0.1.2.3 since 5.3, but nobody can be there.
  */
 static __always_inline int is_martian(const struct packet *p, int loopback)
 {
 	const __u8 *b = p->saddr.bytes;
 
 	if (!p->ipv6) {
-		if (b[12] == 127)
-			return !loopback;
-		return b[12] == 0 || (b[12] & 0xf0) == 0xe0 || p->saddr.words[3] == 0xffffffff;
+		if (b[12] == 0 || (b[12] & 0xf0) == 0xe0 || p->saddr.words[3] == 0xffffffff)
+			return 1;
+		return !loopback && (b[12] == 127 || p->daddr.bytes[12] == 127);
 	}
-	if (b[0] == 0xff)
+	if (b[0] == 0xff || is_mapped(&p->saddr))
 		return 1;
-	if (p->saddr.halves[0])
-		return 0;
-	if (p->saddr.words[2] == bpf_htonl(0xffff))
-		return 1;
-	if (p->saddr.words[2])
-		return 0;
-	return p->saddr.words[3] == 0 || (p->saddr.words[3] == bpf_htonl(1) && !loopback);
+	return !loopback && (is_loopback6(&p->saddr) || is_loopback6(&p->daddr));
 }
 
 #endif

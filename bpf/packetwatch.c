@@ -66,12 +66,15 @@ static __always_inline void *frame_end(struct xdp_md *ctx)
 	return (void *)(long)*(volatile __u32 *)&ctx->data_end;
 }
 
+/* A group address is never ours: TCP takes no broadcast. */
 static __always_inline int is_foreign_mac(struct xdp_md *ctx, const struct attachment *at)
 {
 	__u8 *mac = frame_start(ctx);
 
 	if ((void *)(mac + ETH_ALEN) > frame_end(ctx))
 		return 0;
+	if (mac[0] & 1 || !(at->flags & ATTACHMENT_MAC_TEST))
+		return mac[0] & 1;
 	return mac[5] != at->mac[5] || mac[4] != at->mac[4] || mac[3] != at->mac[3] || mac[2] != at->mac[2] ||
 	       mac[1] != at->mac[1] || mac[0] != at->mac[0];
 }
@@ -96,10 +99,9 @@ static __always_inline void count_fold_rest(const struct judgement *j)
 /* The finest level with room takes the SYN; the last one always has. */
 static __always_inline void fold_connection(const struct packet *p, const struct judgement *j)
 {
-	struct fold_key key = { .saddr = p->saddr,
-				.dport = p->dport,
-				.attachment = j->at->id,
-				.generation = j->set->generation };
+	struct fold_key key = {
+		.saddr = p->saddr, .dport = p->dport, .attachment = j->at->id, .generation = j->set->generation
+	};
 	struct fold fresh = { .count = 1, .since_ns = j->now }, *fold;
 
 	j->count->folded[j->family]++;
@@ -136,7 +138,7 @@ static __always_inline int is_over_rate(const struct judgement *j)
 		return 0;
 	if (due < j->now)
 		due = j->now;
-	if (due - j->now > j->set->fold_burst_ns)
+	if (due - j->now >= j->set->fold_burst_ns)
 		return 1;
 	j->at->fold_ns = due + interval;
 	return 0;
@@ -395,13 +397,13 @@ int packetwatch(struct xdp_md *ctx)
 		return XDP_PASS;
 	}
 	loopback = j.at->flags & ATTACHMENT_LOOPBACK;
-	if (j.at->flags & ATTACHMENT_MAC_TEST && is_foreign_mac(ctx, j.at)) {
+	if (is_foreign_mac(ctx, j.at)) {
 		j.count->ignored[IGNORED_FOREIGN_MAC]++;
 		return XDP_PASS;
 	}
 	key.length = 128;
 	__builtin_memcpy(key.network, &packet.daddr, sizeof(key.network));
-	if (!local.lookup(&key)) {
+	if ((packet.ipv6 && is_mapped(&packet.daddr)) || !local.lookup(&key)) {
 		j.count->ignored[IGNORED_NOT_LOCAL]++;
 		return XDP_PASS;
 	}

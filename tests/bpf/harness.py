@@ -1,0 +1,266 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel half under test: frames in by BPF_PROG_TEST_RUN, verdicts, counters, records and the ledger out.
+
+Needs the right to load programs. Attaches nothing.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import os
+import socket
+import struct
+import subprocess
+import sys
+from pathlib import Path
+
+from packetwatch import address, event, libbpf, loader, program
+from packetwatch.kernel import ZERO, Attachment, Counters, Kernel, KernelSettings
+from packetwatch.metricnames import FAMILIES, IGNORED, MALFORMED
+from packetwatch.rules import Source
+
+ROOT = Path(__file__).resolve().parents[2]
+LO = 1  # ifindex of lo in every network namespace
+DROP, PASS = 1, 2  # enum xdp_action
+MAC = bytes.fromhex("020000000001")
+SECOND = 1_000_000_000
+PRODUCT = program.Parameters(trackers=4096, blocks=1024, ring_bytes=1 << 20, headers="auto")
+CLOCKED = program.Parameters(trackers=256, blocks=64, ring_bytes=1 << 16, headers="auto")
+SETTINGS = KernelSettings(
+    window_ns=60 * SECOND,
+    block_ns=3600 * SECOND,
+    fold_interval_ns=0,
+    fold_burst_ns=0,
+    seed=0x1234567,
+    wakeup_mask=0,
+    ports=3,
+    observe=0,
+    generation=0,
+)
+
+#: A clock that a test sets; at 0 it is the real one.
+CLOCK = """
+BPF_ARRAY(test_clock, __u64, 1);
+static __always_inline __u64 test_now(void)
+{
+	int zero = 0;
+	__u64 *now = test_clock.lookup(&zero);
+
+	return now && *now ? *now : bpf_ktime_get_boot_ns();
+}
+#define NOW_NS() test_now()
+#line 1 "packetwatch.c"
+"""
+
+
+class _TestRunOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_char_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_char_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    ]
+
+
+def test_run(prog, frame, ifindex=LO, repeat=1):
+    """The verdict on a frame that arrives on an interface of this network namespace."""
+    context = struct.pack("=6I", 0, len(frame), 0, ifindex, 0, 0)  # struct xdp_md
+    options = _TestRunOpts(
+        sz=ctypes.sizeof(_TestRunOpts),
+        data_in=frame,
+        data_size_in=len(frame),
+        ctx_in=context,
+        ctx_size_in=len(context),
+        repeat=repeat,
+    )
+    libbpf._call("bpf_prog_test_run_opts", prog, ctypes.byref(options))
+    return options.retval
+
+
+class Rig:
+    """A loaded program and what has come out of it since the last reset."""
+
+    def __init__(self, kernel, clock=None):
+        self.kernel = kernel
+        self.clock = clock
+        self.reset()
+
+    def reset(self):
+        """As new: all tables empty, one attachment (number 0, on lo), the default settings."""
+        kernel = self.kernel
+        for name, size in (("local", 20), ("sources", 20), ("blocks", 16), ("folds_by_source", 24), ("folds_by_port", 24)):
+            for key in list(libbpf.keys(kernel.maps[name], size)):
+                libbpf.delete(kernel.maps[name], key)
+        empty_array(kernel, "trackers", kernel.parameters.trackers // 4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS))
+        empty_array(kernel, "attachments", program.ATTACHMENT_CELLS, program.ATTACHMENT.size)
+        empty_array(kernel, "folds_by_interface", program.ATTACHMENTS * 2, 16 * libbpf.possible_cpus())
+        for attachment in range(program.ATTACHMENTS):
+            kernel.clear_counters(attachment)
+        self.settings()
+        self.attach()
+        self.time_ns = 0
+        if self.clock is not None:
+            self.at(1000 * SECOND)
+        drain(kernel.connections, event.connections)
+        drain(kernel.alerts, event.scans)
+        self.seen, self.seen_scans, self.seen_folds = [], [], []
+
+    def settings(self, **changes):
+        """The default settings but for these."""
+        self.kernel.apply(SETTINGS._replace(**changes))
+
+    def change(self, **changes):
+        self.kernel.apply(self.kernel.settings()._replace(**changes))
+
+    def attach(self, number=0, ifindex=LO, mac=MAC, loopback=False, mac_test=True):
+        self.kernel.put_attachment(Attachment(number, ifindex, mac, loopback, mac_test))
+
+    def local(self, *prefixes):
+        for text in prefixes:
+            self.kernel.local.add(address.parse_prefix(text))
+
+    def source(self, prefix, flags, until_ns=0):
+        self.kernel.sources.put(address.parse_prefix(prefix), Source(flags, until_ns))
+
+    def at(self, ns):
+        """Sets the clock (CLOCK_BOOTTIME as the program sees it)."""
+        self.time_ns = ns
+        libbpf.update(self.clock, bytes(4), struct.pack("=Q", ns))
+
+    def run(self, frame, ifindex=LO, repeat=1):
+        return test_run(self.kernel.prog, frame, ifindex, repeat)
+
+    def counters(self, attachment=None):
+        """Of one attachment, or of all."""
+        if attachment is not None:
+            return self.kernel.counters(attachment)
+        total = ZERO
+        for number in range(program.ATTACHMENTS):
+            total = total.plus(self.kernel.counters(number))
+        return total
+
+    def records(self):
+        """The connections recorded since the last call."""
+        new = drain(self.kernel.connections, event.connections)
+        self.seen += new
+        return new
+
+    def scans(self):
+        new = drain(self.kernel.alerts, event.scans)
+        self.seen_scans += new
+        return new
+
+    def folds(self, generation):
+        new = self.kernel.take_folds(generation, range(program.ATTACHMENTS))
+        self.seen_folds += new
+        return new
+
+    def check_ledger(self):
+        """Every SYN has one fate, in the counters and in what came out."""
+        for number in range(program.ATTACHMENTS):
+            unbalanced = imbalance(self.kernel.counters(number))
+            assert not unbalanced, f"attachment {number}: {unbalanced}"
+        for generation in (0, 1):
+            self.folds(generation)
+        self.records()
+        self.scans()
+        total = self.counters()
+        assert sum(total.recorded) == len(self.seen)
+        assert sum(total.folded) == sum(fold.count for fold in self.seen_folds)
+        assert sum(total.scans) == len(self.seen_scans) + total.alerts_lost
+
+
+def imbalance(c: Counters):
+    """What the ledger of one attachment does not account for, by family."""
+    sums = {
+        family: c.syns[i] - c.recorded[i] - c.folded[i] - sum(c.dropped[i :: len(FAMILIES)]) - c.lost[i]
+        for i, family in enumerate(FAMILIES)
+    }
+    return {family: rest for family, rest in sums.items() if rest}
+
+
+def changes(before, after):
+    """The counters that differ, as {name: difference}; malformed and ignored ones by their reason."""
+    result = {}
+    for name, old, new in zip(Counters._fields, before, after):
+        if isinstance(old, int):
+            result[name] = new - old
+            continue
+        words = {"malformed": MALFORMED, "ignored": IGNORED}.get(name) or [f"{name}[{i}]" for i in range(len(old))]
+        result.update((word, n - o) for word, o, n in zip(words, old, new))
+    return {word: difference for word, difference in result.items() if difference}
+
+
+def drain(ring, decode):
+    found = []
+    while True:
+        part = ring.peek(1 << 16)
+        if not part:
+            return found
+        found += decode(part)
+        ring.advance(part)
+
+
+def empty_array(kernel, name, entries, size):
+    for index in range(entries):
+        libbpf.update(kernel.maps[name], index.to_bytes(4, sys.byteorder), bytes(size))
+
+
+def load_product():
+    loaded = loader.load(PRODUCT)
+    return Kernel(loaded.prog, loaded.maps, PRODUCT)
+
+
+def load_clocked():
+    """The same source with a clock that can be set; (Kernel, descriptor of the clock)."""
+    text = CLOCK + (program.SOURCES / "packetwatch.c").read_text()
+    prog, *maps = load_text(text, CLOCKED, program.FUNCTION, [*program.MAPS, "test_clock"])
+    return Kernel(prog, dict(zip(program.MAPS, maps)), CLOCKED), maps[-1]
+
+
+def load_text(text, parameters, function, maps):
+    """Compiles a text of the test's in a child, as the loader does; descriptors of the function and the maps."""
+    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    job = json.dumps({"text": text, "parameters": parameters._asdict(), "function": function, "maps": maps})
+    child = subprocess.run(
+        [sys.executable, "-m", "tests.bpf.harness", str(theirs.fileno())],
+        input=job.encode(),
+        pass_fds=[theirs.fileno()],
+        cwd=ROOT,
+        stderr=subprocess.PIPE,
+        timeout=120,
+    )
+    theirs.close()
+    assert child.returncode == 0, child.stderr.decode(errors="replace")
+    with ours:
+        return socket.recv_fds(ours, 16, len(maps) + 1)[1]
+
+
+def compile_text(channel):
+    import bcc
+
+    job = json.load(sys.stdin)
+    parameters = program.Parameters(**job["parameters"])
+    loader._choose_headers(parameters.headers, program.SOURCES)
+    libbpf.raise_memlock()
+    built = bcc.BPF(text=job["text"], cflags=loader._flags(parameters, program.SOURCES))
+    function = built.load_func(job["function"], bcc.BPF.XDP)
+    fds = [function.fd] + [loader._map_fd(built, name) for name in job["maps"]]
+    socket.send_fds(socket.socket(fileno=channel), [b"."], fds)
+
+
+if __name__ == "__main__":
+    compile_text(int(sys.argv[1]))
+    os._exit(0)
