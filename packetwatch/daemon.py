@@ -10,13 +10,15 @@ import socket
 import time
 from typing import Any, Optional
 
-from packetwatch import clock, config, configfiles, control, handover, loader, notify, privileges, program, sessions, state
+from packetwatch import clock, config, configfiles, control, handover, loader
+from packetwatch import notify, privileges, program, sessions, state
 from packetwatch.netlink import Monitor
 from packetwatch.answers import Answers
 from packetwatch.resident import SECOND, Reload, Resident, tell
 from packetwatch.settings import Settings, changed, dump, needs_restart
 from packetwatch.sinks import log, metrics, writer
 from packetwatch.sinks.journal import JournalWriter
+from packetwatch.sinks.jsonlines import JsonForm
 from packetwatch.store import NoStore, PinStore, Store, SystemdStore
 
 TICK_S = 0.2  #: how long a record may wait on an idle host
@@ -69,6 +71,7 @@ class Daemon:
         self._fed_ns = self._next_ns = 0
         self._told_status = ""
         self._look = True
+        self._writable: set[int] = set()
         self._server: Optional[control.Server] = None
         self._exporter: Optional[metrics.Exporter] = None
         self._signals()
@@ -122,8 +125,9 @@ class Daemon:
                 return PinStore(settings.pin)
             except OSError as fault:
                 raise StartError(f"pin folder {settings.pin}: {fault.strerror}", "name one below /sys/fs/bpf") from None
-        store: Store = SystemdStore() if self.under_systemd else NoStore()
-        return store
+        if self.under_systemd:
+            return SystemdStore()
+        return NoStore()
 
     def _open_kernel(self, settings: Settings) -> handover.Opened:
         parameters = program.Parameters(
@@ -170,6 +174,7 @@ class Daemon:
         if settings.log_file:
             sinks.append(self._open_file(settings))
         self.resident.drain.sinks = sinks
+        self.resident.drain.tail_form = JsonForm(settings.log_anonymize)
         return form
 
     @staticmethod
@@ -213,12 +218,28 @@ class Daemon:
             for key, events in self.selector.select(TICK_S):
                 key.data(events)
             self.resident.drain.run()
+            self._wait_for_readers()
             if self.reloading:
                 self._reload_on_signal()
             if self._look:
                 self._look_around()
             if clock.boot_ns() >= self._next_ns:
                 self._each_second()
+
+    def _wait_for_readers(self) -> None:
+        """A sink with something left is asked for as soon as its reader takes more."""
+        wanted = {fd for fd in (sink.waits_on() for sink in self.resident.drain.sinks) if fd >= 0}
+        for fd in self._writable - wanted:
+            self.selector.unregister(fd)
+        for fd in wanted - self._writable:
+            self.selector.register(fd, selectors.EVENT_WRITE, lambda events: self.resident.drain.flush())
+        self._writable = wanted
+
+    def _forget_readers(self) -> None:
+        """Before a sink's descriptor may be closed."""
+        for fd in self._writable:
+            self.selector.unregister(fd)
+        self._writable = set()
 
     def _each_second(self) -> None:
         now = clock.boot_ns()
@@ -339,6 +360,7 @@ class Daemon:
 
     def _take_log(self, old: Settings, new: Settings) -> None:
         sinks = self.resident.drain.sinks
+        self._forget_readers()
         if old.log_file != new.log_file:
             fresh = [self._open_file(new)] if new.log_file else []
             for sink in sinks[1:]:
@@ -355,6 +377,7 @@ class Daemon:
             self._log = form
         for sink in self.resident.drain.sinks:
             sink.configure(new.log_connections, new.log_anonymize)
+        self.resident.drain.tail_form = JsonForm(new.log_anonymize)
 
     def _reopen(self, new: Settings) -> None:
         file = self.resident.drain.sinks[1].writer
@@ -409,5 +432,3 @@ class Daemon:
             self._exporter.close()
         if self._server is not None:
             self._server.close()
-
-

@@ -36,7 +36,7 @@ class Drain:
         self._ledger = ledger
         self._on_scan = on_scan
         self._waiting: list[Notice] = []
-        self._json = JsonForm()
+        self.tail_form = JsonForm()
         self._refused: dict[tuple[str, int, int], int] = {}
 
     def say(self, notice: Notice) -> None:
@@ -86,7 +86,7 @@ class Drain:
         for sink in self.sinks:
             sink.consume(batch, clock.boot_ns())
         if self.audience is not None and self.audience.tails:
-            self.audience.publish(self._json.encode(batch))
+            self.audience.publish(self.tail_form.encode(batch))
         self.count_refused()
 
     def flush(self) -> None:

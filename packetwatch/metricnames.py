@@ -42,7 +42,7 @@ class Metric(NamedTuple):
 _IF = ("interface", "family")
 
 METRICS = (
-    Metric("packetwatch_syns", "counter", _IF, "New connections (SYNs) judged by the kernel half."),
+    Metric("packetwatch_syns", "counter", _IF, "New connections (SYNs) judged."),
     Metric("packetwatch_connections", "counter", _IF, "New connections recorded singly."),
     Metric("packetwatch_connections_folded", "counter", _IF, "New connections counted in summary records."),
     Metric("packetwatch_connections_dropped", "counter", _IF + ("reason",), "New connections dropped in the kernel."),
@@ -53,7 +53,7 @@ METRICS = (
     Metric("packetwatch_blocks_refused", "counter", (), "Blocks refused since the block table was full."),
     Metric("packetwatch_blocked_sources", "gauge", (), "Sources and prefixes blocked now."),
     Metric("packetwatch_malformed", "counter", ("reason",), "Frames that could not be walked, passed on."),
-    Metric("packetwatch_syns_ignored", "counter", ("reason",), "SYNs that this host itself would not take, passed on."),
+    Metric("packetwatch_syns_ignored", "counter", ("reason",), "SYNs that this host would not take."),
     Metric("packetwatch_alerts_lost", "counter", (), "Scan records lost for want of room; the block stands."),
     Metric("packetwatch_table_entries", "gauge", ("table",), "Entries of a kernel table."),
     Metric("packetwatch_table_capacity", "gauge", ("table",), "Entries that a kernel table can hold."),

@@ -399,7 +399,8 @@ class Resident:
             if count > told and (final or now >= due):
                 period = min(period * 2, _LOSS_EVERY_NS) if now < due + 2 * period else SECOND
                 self._losses[where] = (count, now + period, period)
-                self.say("loss", where=where, count=count - told, message=_ADVICE.get(where))
+                error = next((sink.last_error for sink in self.drain.sinks if sink.name == where), None)
+                self.say("loss", where=where, count=count - told, reason=error, message=_ADVICE.get(where))
 
     def _save_space(self, now: int) -> None:
         spent = sum(sink.bytes_written for sink in self.drain.sinks)

@@ -109,7 +109,8 @@ class Directory:
             probe.unlink()
         except OSError as fault:
             raise StateError(
-                f"state directory {path}: {fault.strerror}", "make it writable for this user, or name another: --state DIR"
+                f"state directory {path}: {fault.strerror}",
+                "make it writable for this user, or name another: --state DIR",
             ) from None
 
     def load(self) -> tuple[Saved, Optional[str]]:

@@ -139,7 +139,8 @@ class Exporter:
         except ImportError:
             raise MetricsUnavailable(
                 "prometheus-client is not installed, so there are no metrics",
-                "install python3-prometheus-client (Debian) or python3-prometheus_client (EPEL), or set metrics.listen = off",
+                "install python3-prometheus-client (Debian) or python3-prometheus_client (EPEL),"
+                " or set metrics.listen = off",
             ) from None
         self._registry = CollectorRegistry()
         self._registry.register(Collector(snapshot))  # type: ignore[arg-type]
