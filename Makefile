@@ -5,10 +5,10 @@ TIERS := unit bpf netns machine
 ARGS :=
 
 .NOTPARALLEL:
-.PHONY: help run deps deps-test deps-vm lint test test-all bench clean need-root
+.PHONY: help run deps deps-test deps-vm lint test test-all e2e-black e2e-white bench clean need-root
 
 help: ## list the targets
-	@sed -n 's/^\([a-z%-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
 
 run: need-root deps ## watch the default-route interface in the foreground; flags: ARGS='--mode observe'
 	@$(PYTHON) -m packetwatch run $(ARGS)
@@ -23,6 +23,12 @@ test-%: deps-test ## one tier: make test-unit, test-bpf, test-netns, test-machin
 	$(PYTHON) -m pytest tests/$*
 
 test-vm: deps-vm
+
+e2e-black: need-root deps-test ## the monitor against the outside: commands, log and TCP only
+	$(PYTHON) -m pytest tests/netns/test_e2e_black.py
+
+e2e-white: need-root deps-test ## the same stories, looking into maps and counters
+	$(PYTHON) -m pytest tests/netns/test_e2e_white.py
 
 lint: deps-test ## types, style, C format, shell scripts
 	$(PYTHON) -m mypy --strict packetwatch

@@ -87,18 +87,39 @@ def connect(ns_a, name_a, ns_b, name_b, addresses_a=(), addresses_b=()):
         ns.ip(f"link set {name} up")
 
 
+#: How each kind of virtual device is made, where it takes more than its name; ``below`` exists.
+OPTIONS = {
+    "vlan": "link below type vlan id 5",
+    "macvlan": "link below type macvlan",
+    "macvtap": "link below type macvtap",
+    "ipvlan": "link below type ipvlan",
+    "vrf": "type vrf table 77",
+}
+lacking = set()
+
+
 @functools.lru_cache(maxsize=None)
 def kernel_makes(kind):
     """Whether this kernel has a kind of virtual device: Debian's have all that are asked for here, small ones not."""
-    stacked = {"vlan": "id 5", "macvlan": "", "macvtap": "", "ipvlan": ""}
-    options = f"link below type {kind} {stacked[kind]}" if kind in stacked else f"type {kind}"
     ns = Namespace()
     try:
         ns.add()
         connect(ns, "below", ns, "other")
-        return call("ip", "-n", ns.name, "link", "add", "name", "probe", *options.split(), check=False).returncode == 0
+        options = OPTIONS.get(kind, f"type {kind}").split()
+        result = call("ip", "-n", ns.name, "link", "add", "name", "probe", *options, check=False)
     finally:
         ns.remove()
+    if result.returncode and "Unknown device type" not in result.stderr and "not supported" not in result.stderr:
+        raise AssertionError(f"cannot make a {kind}: {result.stderr}")
+    if result.returncode:
+        lacking.add(kind)
+    return not result.returncode
+
+
+def pytest_terminal_summary(terminalreporter):
+    """What was not tried must be seen."""
+    if lacking:
+        terminalreporter.write_line(f"tier netns: this kernel makes no {', '.join(sorted(lacking))}: not tried with them")
 
 
 @pytest.fixture
@@ -118,3 +139,54 @@ def netns():
 @pytest.fixture
 def veth():
     return connect
+
+
+@pytest.fixture(scope="module")
+def wire():
+    """One link with a watched side and an outside, for all tests of a module."""
+    from . import traffic
+
+    wire = traffic.Wire()
+    try:
+        yield wire.add()
+    finally:
+        wire.remove()
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory):
+    """As ``resident``, for all tests of a module."""
+    yield from residents(tmp_path_factory.mktemp("run"))
+
+
+@pytest.fixture
+def resident(tmp_path):
+    """Starts residents: ``resident(ns, "scan.ports = 2")``. At the end each must stop well, its ledger balanced."""
+    yield from residents(tmp_path)
+
+
+def residents(folder):
+    from .resident import Resident
+
+    made = []
+
+    def make(ns, settings="", *flags, start=True, **options):
+        made.append(Resident(ns, folder / str(len(made)), settings, *flags, **options))
+        return made[-1].start() if start else made[-1]
+
+    yield make
+    for one in made:
+        if hasattr(one, "process"):
+            finish(one)
+
+
+def finish(resident):
+    """Stops it; a traceback or a SYN without a fate is a fault of every test."""
+    ran = resident.running
+    try:
+        if ran:
+            resident.ledger()
+            assert resident.stop() == 0
+    finally:
+        resident.kill()
+    assert "Traceback" not in resident.errors()

@@ -147,7 +147,11 @@ def test_an_error_names_what_was_asked(netns):
 def load_pass():
     """The descriptor of an XDP program that lets everything through: r0 = XDP_PASS; exit."""
     code = struct.pack("=BBhiBBhi", 0xB7, 0, 0, 2, 0x95, 0, 0, 0)
-    fd = ctypes.CDLL("libbpf.so.1", use_errno=True).bpf_prog_load(6, b"foreign", b"GPL", code, 2, None)
+    library = libbpf._load()
+    if hasattr(library, "bpf_map_create"):  # libbpf 0.7
+        fd = library.bpf_prog_load(6, b"foreign", b"GPL", code, 2, None)
+    else:
+        fd = library.bpf_load_program(6, code, ctypes.c_size_t(2), b"GPL", 0, None, ctypes.c_size_t(0))
     assert fd >= 0, os.strerror(ctypes.get_errno())
     return fd
 

@@ -1,0 +1,155 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The other side of the wire: two namespaces with one link, and TCP, nmap and floods from one to the other."""
+
+from __future__ import annotations
+
+import ctypes
+import itertools
+import os
+import select
+import socket
+import struct
+
+from packetwatch import libbpf
+from tests import frames
+from tests.bpf import harness
+
+from .conftest import Namespace, connect
+
+HOST4, HOST6 = "192.0.2.1", "2001:db8::1"
+OUT4, OUT6 = "192.0.2.2", "2001:db8::2"
+FORGED4, FORGED6 = "198.18.0.0", "2001:db8:f::"
+OPEN, CLOSED, SILENT = "open", "closed", "silent"
+LIVE_FRAMES = 1 << 1  # linux/bpf.h: BPF_F_TEST_XDP_LIVE_FRAMES
+
+#: Sends the frame it is given back out of the interface with the source's last four bytes drawn anew.
+GENERATOR = """
+#include "packet.h"
+int generate(struct xdp_md *ctx)
+{
+	__u8 *frame = (void *)(long)ctx->data;
+	__u32 *last = (void *)(frame + SOURCE_END - 4);
+	__u16 *words = (void *)(frame + ETH_HLEN);
+	__u32 sum = 0;
+
+	if ((void *)(frame + 54) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	*last = bpf_get_prandom_u32() & bpf_htonl(SOURCE_MASK);
+	if (SOURCE_END == 30) {
+		*last |= bpf_htonl(0xc6120000);
+		words[5] = 0;
+#pragma unroll
+		for (int i = 0; i < 10; i++)
+			sum += words[i];
+		sum = (sum & 0xffff) + (sum >> 16);
+		words[5] = ~((sum & 0xffff) + (sum >> 16));
+	}
+	return XDP_TX;
+}
+"""
+
+
+class Wire:
+    """A watched side with v0 and an outside with v1. Every address of 198.51.100.0/24 and 2001:db8:5::/64 is outside's,
+    so that each test can be somebody else."""
+
+    def __init__(self):
+        self.host, self.outside = Namespace(), Namespace()
+        self._number = itertools.count(1)
+
+    def add(self):
+        self.host.add()
+        self.outside.add()
+        connect(self.host, "v0", self.outside, "v1", (f"{HOST4}/24", f"{HOST6}/64"), (f"{OUT4}/24", f"{OUT6}/64"))
+        self.outside.ip("route add local 198.51.100.0/24 dev lo")
+        self.outside.ip("-6 route add local 2001:db8:5::/64 dev lo")
+        self.outside.sysctl("net.ipv6.ip_nonlocal_bind", 1)
+        self.host.ip(f"route add 198.51.100.0/24 via {OUT4}")
+        self.host.ip(f"-6 route add 2001:db8:5::/64 via {OUT6}")
+        return self
+
+    def remove(self):
+        self.host.remove()
+        self.outside.remove()
+
+    def somebody(self, ipv6=False):
+        """A source that nobody has been yet."""
+        number = next(self._number)
+        return f"2001:db8:5::{number:x}" if ipv6 else f"198.51.100.{number}"
+
+    def listen(self, port, ipv6=False):
+        """A listener on the watched side."""
+        return listen(self.host, HOST6 if ipv6 else HOST4, port)
+
+    def knock(self, source, *ports, to=None, wait_s=0.3):
+        """What becomes of one connection to each port, in order."""
+        destination = to or (HOST6 if ":" in source else HOST4)
+        with self.outside.enter():
+            return [knock(source, destination, port, wait_s) for port in ports]
+
+    def nmap(self, *words):
+        """nmap from outside, with every probe sent once; its output."""
+        return self.outside.run(["nmap", "-n", "-Pn", "--max-retries", "0", *words]).stdout
+
+    def flood(self, count, ipv6=True, port=80, sources=1 << 32):
+        """Sends SYNs from forged sources as fast as the machine can; returns how many."""
+        return flood(self, count, ipv6, port, sources)
+
+
+def listen(ns, address, port):
+    with ns.enter():
+        return socket.create_server((address, port), family=family(address), reuse_port=False)
+
+
+def family(address):
+    return socket.AF_INET6 if ":" in address else socket.AF_INET
+
+
+def knock(source, destination, port, wait_s=0.3):
+    """One SYN; what the other side says within the time."""
+    link = begin(source, destination, port)
+    with link:
+        if not select.select([], [link], [], wait_s)[1]:
+            return SILENT
+        return CLOSED if link.getsockopt(socket.SOL_SOCKET, socket.SO_ERROR) else OPEN
+
+
+def begin(source, destination, port):
+    """A socket that is connecting."""
+    link = socket.socket(family(source), socket.SOCK_STREAM | socket.SOCK_NONBLOCK)
+    link.bind((source, 0))
+    link.connect_ex((destination, port))
+    return link
+
+
+def mac_of(ns, name):
+    return frames.mac(ns.ip(f"-br link show {name}").split()[2])
+
+
+def flood(wire, count, ipv6, port, sources):
+    build, source, destination = (frames.ipv6, FORGED6, HOST6) if ipv6 else (frames.ipv4, FORGED4, HOST4)
+    packet = build(source, destination, frames.tcp(source, destination, 40000, port))
+    frame = frames.ethernet(packet, mac_of(wire.host, "v0"), mac_of(wire.outside, "v1"))
+    defines = f"#define SOURCE_END {38 if ipv6 else 30}\n#define SOURCE_MASK {hex(min(sources, 1 << 32) - 1)}U\n"
+    (prog,) = harness.load_text(defines + GENERATOR, harness.CLOCKED, "generate", [])
+    try:
+        with wire.outside.enter():
+            run_live(prog, frame, socket.if_nametoindex("v1"), count)
+    finally:
+        os.close(prog)
+    return count
+
+
+def run_live(prog, frame, ifindex, count):
+    context = struct.pack("=6I", 0, len(frame), 0, ifindex, 0, 0)  # struct xdp_md
+    options = harness._TestRunOpts(
+        sz=ctypes.sizeof(harness._TestRunOpts),
+        data_in=frame,
+        data_size_in=len(frame),
+        ctx_in=context,
+        ctx_size_in=len(context),
+        repeat=count,
+        flags=LIVE_FRAMES,
+        batch_size=64,
+    )
+    libbpf._call("bpf_prog_test_run_opts", prog, ctypes.byref(options))
