@@ -15,7 +15,8 @@ from packetwatch import __version__, address, clock, lists, rules
 from packetwatch.address import Prefix
 from packetwatch.metricnames import IGNORED, MALFORMED, MODES
 from packetwatch.operations import FAILED, NOT_PERMITTED, USAGE, Refused, Request
-from packetwatch.resident import SECOND, Resident
+from packetwatch.clock import SECOND
+from packetwatch.resident import Resident
 
 _REASON_MAX = 200
 _DURATION_MAX_S = 3650 * 86400

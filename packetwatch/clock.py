@@ -6,6 +6,8 @@ from __future__ import annotations
 import time
 from datetime import datetime, timezone
 
+SECOND = 1_000_000_000  #: ns
+
 
 def boot_ns() -> int:
     """Since boot, suspended time included: what maps and rings hold."""

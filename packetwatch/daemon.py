@@ -14,7 +14,8 @@ from packetwatch import clock, config, configfiles, control, handover, loader
 from packetwatch import notify, privileges, program, sessions, state
 from packetwatch.netlink import Monitor
 from packetwatch.answers import Answers
-from packetwatch.resident import SECOND, Reload, Resident, tell
+from packetwatch.clock import SECOND
+from packetwatch.resident import Reload, Resident, tell
 from packetwatch.settings import Settings, changed, dump, needs_restart
 from packetwatch.sinks import log, metrics, writer
 from packetwatch.sinks.journal import JournalWriter
@@ -84,6 +85,8 @@ class Daemon:
         self.resident = Resident(settings, opened, self.store, directory)
         if fault:
             self.resident.reload = Reload(False, 0, fault)
+        if "mode" in inputs.flags:
+            saved = saved._replace(mode=None)  # what is said on this command line is newer
         self.resident.restore(saved)
         if aside:
             tell(aside)

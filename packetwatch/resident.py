@@ -6,7 +6,6 @@ Every method is a step of the loop in daemon.py or the work of a command in oper
 
 from __future__ import annotations
 
-import heapq
 import os
 import sys
 import time
@@ -19,30 +18,16 @@ from packetwatch.drain import Drain
 from packetwatch.event import BLOCKED, Notice, Scan
 from packetwatch.handover import Opened
 from packetwatch.kernel import Block, Kernel, KernelSettings
+from packetwatch.clock import SECOND
+from packetwatch.reports import Drops, Folds, Losses
 from packetwatch.settings import Settings
 from packetwatch.sinks.ledger import Ledger
 from packetwatch.store import Store
-from packetwatch.summary import reduce
 
-SECOND = 1_000_000_000
 _SETTLE_S = 0.05  # in which a packet that met the old settings or program is through
-_SUMMARY_ROWS = 32  # of each level, each time
 _SAVING_RATE = 1  # single records a second and interface while the day's size is used up
-_SAVING_SUMMARY_S = 60
+_SAVING_SUMMARY_NS = 60 * SECOND
 _SAVE_EVERY_NS = 5 * SECOND
-_DROPS_EVERY_NS = 60 * SECOND
-_DROPS_ROWS = 20
-_LOSS_EVERY_NS = 60 * SECOND
-_ADVICE = {
-    "ring": "the resident was too slow: raise ring.size, or lower log.fold_rate",
-    "alerts": "scans came faster than they could be told; their blocks are in force",
-    "blocks": "the block table is full: raise table.blocks or lower block.duration",
-    "stdout": "the reader of standard output is too slow or gone",
-    "journal": "journald did not take them: see journalctl -u systemd-journald",
-    "file": "log.file could not be written: is the disk full?",
-}
-
-
 _SAVING = "log.daily_size is used up: connections are summed per minute until there is room again"
 _SAVED = "log.daily_size has room again: connections are recorded one by one"
 
@@ -90,18 +75,12 @@ class Resident:
         self.links: list[netlink.Link] = []
         self.unsaved = False
         self._seed = self.kernel.settings().seed or int.from_bytes(os.urandom(8), "little")
-        self._generation = self.kernel.settings().generation
-        self._folded = -1  # the kernel's count at the last flip
-        self._resting = self.adopted  # whether the counters that are not being written hold something
-        self._folds_due_ns = 0
+        self.folds = Folds(self.kernel, self.ledger, self.say, opened.adopted)
+        self.drops = Drops(self.kernel, self.ledger, self.say, self.started_ns)
+        self.losses = Losses(self.ledger, self.say, note.get("losses", {}))
         self._saved_ns = 0
         self._next_end_ns = 1  # CLOCK_BOOTTIME of the next end of a block; 0: none; 1: look
         self._ended: set[bytes] = set()
-        self._refused = 0  # blocks of the state file that found no room
-        self._losses: dict[str, tuple[int, int, int]] = note.get("losses", {})  # where: told, next, period
-        self._drops: dict[bytes, int] = {}
-        self._drops_due_ns = self.started_ns + _DROPS_EVERY_NS
-        self._dropped_then = 0
         self._spent = 0
         self._tracked_count = self._tracked_due_ns = 0
 
@@ -132,7 +111,7 @@ class Resident:
                 wakeup_mask=(1 << (per_cpu.bit_length() - 1)) - 1,
                 ports=s.scan_ports,
                 observe=int(self.mode == "observe"),
-                generation=self._generation,
+                generation=self.folds.generation,
             )
         )
 
@@ -155,7 +134,7 @@ class Resident:
         try:
             self.kernel.blocks.put(block)
         except OSError:
-            self._refused += 1
+            self.losses.refused += 1
 
     # interfaces and lists
 
@@ -177,7 +156,7 @@ class Resident:
         for attachment, name in {**names, **self.ledger.names}.items():
             self.ledger.absorb(name, previous.counters(attachment))
         for generation in (0, 1):
-            self._summarise(previous, generation)
+            self.folds.summarise(previous, generation)
         self.drain.run_on(previous)
         handover.forget(digest, previous, self.store)
 
@@ -296,9 +275,9 @@ class Resident:
     def housekeeping(self) -> None:
         now = clock.boot_ns()
         self._tell_ends(now)
-        self._tell_folds(now)
-        self._tell_drops(now)
-        self._tell_losses(now, final=False)
+        self.folds.tell(now, _SAVING_SUMMARY_NS if self.budget.saving else SECOND)
+        self.drops.tell(now, self.shown_mode())
+        self.losses.tell(now, self.drain.sinks)
         self._save_space(now)
         self._note()
         if self.unsaved and now - self._saved_ns >= _SAVE_EVERY_NS:
@@ -326,81 +305,10 @@ class Resident:
         block = self.kernel.blocks.remove(source)
         if block is None:
             return False
-        text = address.text(source)
-        untold = block.dropped - self._drops.pop(source, 0)
-        if untold:
-            self.say("drop", source=text, count=untold, since_ns=block.since_ns, mode=self.shown_mode())
-        self.say("unblock", source=text, reason=reason, mode=self.shown_mode())
+        self.drops.end(block, self.shown_mode())
+        self.say("unblock", source=address.text(source), reason=reason, mode=self.shown_mode())
         self.unsaved = True
         return True
-
-    def _tell_folds(self, now: int) -> None:
-        """Reads the counters that have rested for a period, then lets those written till now rest."""
-        if now < self._folds_due_ns:
-            return
-        self._folds_due_ns = now + (_SAVING_SUMMARY_S if self.budget.saving else 1) * SECOND
-        if self._resting:
-            self._summarise(self.kernel, 1 - self._generation)
-        folded = sum(self.ledger.total().counters.folded)
-        self._resting = folded != self._folded
-        if self._resting:
-            self._generation = 1 - self._generation
-            self.apply_settings()
-        self._folded = folded
-
-    def _summarise(self, of: Kernel, generation: int) -> None:
-        folds = of.take_folds(generation, self._attachment_ids())
-        for fold in reduce(folds, _SUMMARY_ROWS):
-            self.say(
-                "summary",
-                in_iface=self.ledger.names.get(fold.attachment),
-                source=address.text(fold.source) if fold.source is not None else None,
-                dest_port=fold.dport,
-                count=fold.count,
-                since_ns=fold.since_ns,
-                level=fold.level,
-            )
-
-    def _attachment_ids(self) -> range:
-        return range(max(self.ledger.names, default=-1) + 1)
-
-    def _tell_drops(self, now: int) -> None:
-        if now < self._drops_due_ns:
-            return
-        self._drops_due_ns = now + _DROPS_EVERY_NS
-        counters = self.ledger.total().counters
-        dropped = sum(counters.dropped) + sum(counters.would_drop)
-        if dropped == self._dropped_then:
-            return
-        self._dropped_then = dropped
-        blocks = [b for b in self.kernel.blocks.read() if b.dropped > self._drops.get(b.address, 0)]
-        for b in heapq.nlargest(_DROPS_ROWS, blocks, key=lambda b: b.dropped - self._drops.get(b.address, 0)):
-            count = b.dropped - self._drops.get(b.address, 0)
-            self._drops[b.address] = b.dropped
-            self.say(
-                "drop",
-                in_iface=self.ledger.names.get(b.attachment),
-                source=address.text(b.address),
-                count=count,
-                since_ns=max(b.since_ns, now - _DROPS_EVERY_NS),
-                mode=self.shown_mode(),
-            )
-
-    def _tell_losses(self, now: int, final: bool) -> None:
-        """At once, then in doubling periods up to a minute; what is untold at the stop is told then."""
-        total = self.ledger.total()
-        found = {where: sum(pair) for where, pair in total.lost.items()}
-        found["alerts"] = total.counters.alerts_lost
-        found["blocks"] = total.counters.refused + self._refused
-        for sink in self.drain.sinks[1:]:
-            found[sink.name] = sink.refused
-        for where, count in found.items():
-            told, due, period = self._losses.get(where, (0, 0, SECOND))
-            if count > told and (final or now >= due):
-                period = min(period * 2, _LOSS_EVERY_NS) if now < due + 2 * period else SECOND
-                self._losses[where] = (count, now + period, period)
-                error = next((sink.last_error for sink in self.drain.sinks if sink.name == where), None)
-                self.say("loss", where=where, count=count - told, reason=error, message=_ADVICE.get(where))
 
     def _save_space(self, now: int) -> None:
         spent = sum(sink.bytes_written for sink in self.drain.sinks)
@@ -412,7 +320,7 @@ class Resident:
 
     def _note(self) -> None:
         self.memory.write(
-            {"ledger": self.ledger.note(), "losses": self._losses, "blocks_by_hand": self.blocks_by_hand}
+            {"ledger": self.ledger.note(), "losses": self.losses.told, "blocks_by_hand": self.blocks_by_hand}
         )
 
     def save(self) -> None:
@@ -451,14 +359,13 @@ class Resident:
 
     def finish(self) -> None:
         """Everything counted is told. Whether the interfaces are let go is the store's: see daemon.py."""
-        for generation in (1 - self._generation, self._generation):
-            self._summarise(self.kernel, generation)
-            self._generation = 1 - self._generation
-            self.apply_settings()
+        for _ in range(2):
+            self.folds.summarise(self.kernel, 1 - self.folds.generation)
+            self.folds.turn()
             time.sleep(_SETTLE_S)
         while self.drain.run():
             pass
-        self._tell_losses(clock.boot_ns(), final=True)
+        self.losses.tell(clock.boot_ns(), self.drain.sinks, final=True)
         self.save()
         self._note()
         self.say("stop", mode=self.shown_mode())

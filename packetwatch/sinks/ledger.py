@@ -51,6 +51,10 @@ class Ledger:
         self._ended: dict[str, Counters] = {}
         self._refused: dict[str, dict[str, list[int]]] = {}  # interface -> where -> per family
 
+    def ids(self) -> range:
+        """Covers every attachment that has a name."""
+        return range(max(self.names, default=-1) + 1)
+
     def open(self, attachment: int, name: str) -> None:
         """The attachment counts for `name` from now on; its counters are zero or its own."""
         self.names[attachment] = name

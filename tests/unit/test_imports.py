@@ -25,7 +25,7 @@ LAYERS = (
     {"lists", "handover", "show", "control", "sinks.ledger", "sinks.journal"},
     {"attachments", "sinks.log", "sinks.metrics"},
     # wholes
-    {"loader", "drain"},
+    {"loader", "drain", "reports"},
     {"resident"},
     {"answers"},
     {"daemon"},
