@@ -82,7 +82,7 @@ struct source {
 	__u64 until_ns; /* of SOURCE_BLOCK, CLOCK_BOOTTIME; 0: forever */
 	__u64 dropped; /* SYNs */
 	__u32 flags; /* enum source_flag */
-	__u32 reserved;
+	__u32 length; /* of the prefix: user space, too, finds the longest match only */
 };
 
 struct block { /* of a source that scanned; what people block stands in `sources` */

@@ -138,9 +138,10 @@ static __always_inline int is_over_rate(const struct judgement *j)
 		return 0;
 	if (due < j->now)
 		due = j->now;
-	if (due - j->now >= j->set->fold_burst_ns)
+	due += interval;
+	if (due - j->now > j->set->fold_burst_ns)
 		return 1;
-	j->at->fold_ns = due + interval;
+	j->at->fold_ns = due;
 	return 0;
 }
 

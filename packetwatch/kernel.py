@@ -247,13 +247,14 @@ class SourceTable:
         for key in libbpf.keys(self._fd, program.PREFIX_KEY.size):
             value = libbpf.lookup(self._fd, key, program.SOURCE.size)
             if value is not None:
-                until, _, flags = program.SOURCE.unpack(value)
+                until, _, flags, _ = program.SOURCE.unpack(value)
                 result[_prefix(key)] = Source(flags, until)
         return result
 
     def put(self, prefix: Prefix, source: Source) -> None:
         """Keeps the count of drops that the prefix has so far."""
-        libbpf.update(self._fd, _key(prefix), program.SOURCE.pack(source.until_ns, self.dropped(prefix), source.flags))
+        value = program.SOURCE.pack(source.until_ns, self.dropped(prefix), source.flags, prefix.length)
+        libbpf.update(self._fd, _key(prefix), value)
 
     def remove(self, prefix: Prefix) -> None:
         libbpf.delete(self._fd, _key(prefix))
@@ -261,7 +262,8 @@ class SourceTable:
     def dropped(self, prefix: Prefix) -> int:
         """SYNs dropped for this very entry. An LPM lookup may answer with a shorter prefix: then 0."""
         value = libbpf.lookup(self._fd, _key(prefix), program.SOURCE.size)
-        return int(program.SOURCE.unpack(value)[1]) if value is not None else 0
+        _, dropped, _, length = program.SOURCE.unpack(value) if value is not None else (0, 0, 0, prefix.length)
+        return int(dropped) if length == prefix.length else 0
 
 
 class BlockTable:

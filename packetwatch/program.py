@@ -42,7 +42,7 @@ MAPS = (
 SETTINGS = struct.Struct("=QQQQQQIIII")
 ATTACHMENT = struct.Struct("=QIHB6s3x")
 PREFIX_KEY = struct.Struct("=I16s")
-SOURCE = struct.Struct("=QQIxxxx")
+SOURCE = struct.Struct("=QQII")
 BLOCK = struct.Struct("=QQQIxxxx")
 FOLD_KEY = struct.Struct("=16s2sHI")
 FOLD = struct.Struct("=QQ")

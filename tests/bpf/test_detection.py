@@ -1,0 +1,440 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel's detection against the pure oracle, on a clock that the test sets: windows, blocks, lists, modes."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+
+from packetwatch import address, detection, event, libbpf, rules
+from packetwatch.address import parse, parse_prefix
+from packetwatch.kernel import Block
+from tests import frames as f
+from tests.bpf import harness, traffic
+from tests.bpf.harness import DROP, PASS, SECOND
+from tests.bpf.traffic import A, B, C, D, send
+
+TICK = detection.TICK_NS
+START = 1000 * SECOND // TICK * TICK
+WINDOW = 60 * SECOND // TICK * TICK
+HOUR = 3600 * SECOND
+RACE = 100_000_000  # BLOCK_RACE_NS
+
+
+@pytest.fixture
+def host(clocked):
+    traffic.prepare(clocked)
+    clocked.at(START)
+    return clocked
+
+
+def outcome(host, source, port):
+    """What the program did with one SYN, in the oracle's words."""
+    verdict = host.run(traffic.frame(source, port))
+    records, scans = host.records(), host.scans()
+    assert len(records) == (verdict == PASS)
+    if scans:
+        scan, = scans
+        assert scan.saddr == parse(source) and scan.boot_ns == host.time_ns and verdict == PASS
+        return detection.Verdict(detection.SCAN, scan.ports, scan.until_ns)
+    if verdict == DROP:
+        return detection.Verdict(detection.DROP)
+    would = records[0][6] & event.WOULD_DROP
+    return detection.Verdict(detection.WOULD_DROP if would else detection.PASS)
+
+
+def same(found, wanted):
+    """The program does not say until when a source that it drops is blocked."""
+    return found == (wanted if wanted.action == detection.SCAN else detection.Verdict(wanted.action))
+
+
+def walk(host, guard, chance, sources, ports, steps, count):
+    now = START
+    for number in range(count):
+        now = max(now + chance.choice(steps), START)
+        host.at(now)
+        source, port = chance.choice(sources), chance.choice(ports)
+        found, wanted = outcome(host, source, port), guard.judge(parse(source), port, now)
+        assert same(found, wanted), (number, source, port, now)
+
+
+@pytest.mark.parametrize("enforce", (True, False), ids=("enforce", "observe"))
+@pytest.mark.parametrize("ports", (2, 3, 5, 64))
+@pytest.mark.parametrize("seed", range(3))
+def test_random_syns_have_the_oracles_verdicts(host, seed, ports, enforce):
+    chance = random.Random(f"{seed} {ports} {enforce}")
+    block_ns = chance.choice((SECOND, WINDOW, 0))
+    host.settings(ports=ports, window_ns=WINDOW, block_ns=block_ns, observe=int(not enforce))
+    guard = detection.Guard(detection.Detector(ports, WINDOW), block_ns, enforce)
+    step = WINDOW // ports
+    steps = (0, 1, TICK, TICK - 1, -TICK, SECOND // 5, step - TICK, step, step + TICK, step // 8, 2 * step)
+    numbers = [chance.randrange(65536) for _ in range(chance.choice((ports, ports + 1, 2 * ports)))]
+    walk(host, guard, chance, (A, B, C, D), numbers, steps, 1500)
+    assert host.counters().evicted == 0
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_random_lists_have_the_oracles_verdicts(host, seed):
+    chance = random.Random(seed)
+    texts = ("192.0.2.0/24", A, B, "192.0.0.0/16", "0.0.0.0/0", "::/0", C, "2001:db8::/32", "2001:db8::/64", D)
+    prefixes = [parse_prefix(text) for text in texts]
+    own = [parse_prefix(traffic.HOST4), parse_prefix(traffic.HOST6)]
+    before = host.kernel.sources.read()
+    for _ in range(6):
+        allow = [rules.Entry(p, rules.CONFIG) for p in chance.sample(prefixes, 3)]
+        block = [rules.Entry(p, rules.MANUAL, until_ns=chance.choice((0, START + WINDOW))) for p in chance.sample(prefixes, 3)]
+        after = rules.effective(own, allow, block)
+        difference = rules.difference(before, after)
+        for prefix, source in difference.changed:
+            host.kernel.sources.put(prefix, source)
+        for prefix in difference.removed:
+            host.kernel.sources.remove(prefix)
+        before = host.kernel.sources.read()
+        assert before == after
+        guard = detection.Guard(detection.Detector(3, WINDOW), 1, True, after)
+        host.settings(window_ns=WINDOW, block_ns=1)
+        forget(host)
+        walk(host, guard, chance, (A, B, C, D), (80, 81), (SECOND, WINDOW // 4), 60)
+
+
+def forget(host):
+    """Empties the trackers."""
+    harness.empty_array(host.kernel, "trackers", harness.CLOCKED.trackers // 4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS))
+
+
+@pytest.mark.parametrize("ports", (2, 3, 64))
+@pytest.mark.parametrize("late, found", [(WINDOW - TICK, True), (WINDOW - 1, True), (WINDOW, False), (WINDOW + TICK, False)])
+def test_a_port_leaves_the_window_exactly_when_it_is_over(host, ports, late, found):
+    host.settings(ports=ports, window_ns=WINDOW)
+    send(host, A, *range(1, ports))
+    host.at(START + late)
+    assert send(host, A, ports) == [PASS]
+    assert [scan.ports for scan in host.scans()] == ([tuple(range(1, ports + 1))] if found else [])
+    assert send(host, A, 1) == [DROP if found else PASS]
+
+
+def test_the_window_slides_with_each_port(host):
+    host.settings(ports=3, window_ns=WINDOW)
+    for port in range(1, 101):
+        host.at(START + port * WINDOW // 2 // TICK * TICK)
+        send(host, A, port)
+    assert not host.scans()
+
+
+def test_hammering_one_port_is_no_scan(host):
+    host.settings(ports=2)
+    host.run(traffic.frame(A, 80), repeat=1000)
+    assert len(host.records()) == 1000 and not host.scans()
+
+
+def test_a_repeated_port_moves_nothing_but_itself(host):
+    host.settings(ports=64)
+    send(host, A, *range(1, 60))
+    host.at(START + TICK)
+    send(host, A, 59)
+    ways = [way for way in trackers(host) if way[0] == parse(A)]
+    assert [slots for _, slots in ways] == [[(START + TICK, 59)] + [(START, port) for port in range(58, 0, -1)]]
+
+
+def trackers(host):
+    """(source, [(time, port), ...]) of every tracker in use."""
+    size = 32 + 8 * event.SCAN_SLOTS
+    for _, value in libbpf.items_array(host.kernel.maps["trackers"], harness.CLOCKED.trackers // 4, 8 + 4 * size):
+        for start in range(8, len(value), size):
+            way = value[start : start + size]
+            words = memoryview(way[32:]).cast("Q").tolist()
+            used = words[: words.index(0)] if 0 in words else words
+            if any(way[16:24]):
+                yield way[:16], [(word & ~0xFFFF, word & 0xFFFF) for word in used]
+
+
+def test_ports_0_and_65535_are_ports_like_others(host):
+    send(host, A, 0, 65535, 1)
+    assert [scan.ports for scan in host.scans()] == [(0, 65535, 1)]
+
+
+def test_sources_are_told_apart(host):
+    for source in (A, B, C, D, "::c000:201", "2001:db8:0:1::1"):
+        send(host, source, 80, 81)
+    assert not host.scans()
+    send(host, C, 82)
+    assert [scan.saddr for scan in host.scans()] == [parse(C)]
+
+
+def test_the_record_of_a_scan_is_complete(host):
+    host.settings(block_ns=HOUR)
+    send(host, C, 80, 81, 82)
+    scan, = host.scans()
+    assert scan == event.Scan(
+        START, START + HOUR, parse(C), parse(traffic.HOST6), 0, event.IPV6, event.BLOCKED, (80, 81, 82)
+    )
+    assert traffic.ports(host.records()) == [80, 81, 82]
+    assert host.counters().scans == (0, 1)
+
+
+@pytest.mark.parametrize("block_ns", (SECOND, HOUR))
+def test_a_block_ends_exactly(host, block_ns):
+    host.settings(block_ns=block_ns)
+    send(host, A, 80, 81, 82)
+    until = START + block_ns
+    assert traffic.block(host, A) == Block(parse(A), until, START, 0, 0)
+    for now, verdict in ((START, DROP), (START + 1, DROP), (until - 1, DROP), (until, PASS)):
+        host.at(now)
+        assert send(host, A, 83) == [verdict]
+    assert traffic.block(host, A).dropped == 3 == host.counters().dropped[0]
+
+
+def test_a_block_can_be_for_ever(host):
+    host.settings(block_ns=0)
+    send(host, A, 80, 81, 82)
+    host.at(START + 20 * 365 * 86400 * SECOND)
+    assert send(host, A, 80) == [DROP]
+    assert host.scans()[0].until_ns == 0 == traffic.block(host, A).until_ns
+
+
+def test_after_its_block_a_source_starts_afresh_and_can_be_blocked_again(host):
+    host.settings(block_ns=SECOND)
+    send(host, A, 80, 81, 82)
+    host.at(START + SECOND)
+    assert send(host, A, 80, 81) == [PASS, PASS]
+    assert len(host.scans()) == 1
+    assert send(host, A, 82, 83) == [PASS, DROP]
+    assert traffic.block(host, A) == Block(parse(A), START + 2 * SECOND, START + SECOND, 1, 0)
+
+
+def test_a_removed_block_lets_the_source_in_once_no_cpu_can_be_late(host):
+    send(host, A, 80, 81, 82)
+    host.at(START + RACE)
+    assert host.kernel.blocks.remove(parse(A)).until_ns == START + HOUR
+    assert send(host, A, 80, 81) == [PASS, PASS]
+
+
+def test_a_late_cpu_is_blocked_before_the_block_stands(host):
+    """As if another CPU had taken the lock, found the scan and not yet written the block."""
+    send(host, A, 80, 81, 82)
+    host.kernel.blocks.remove(parse(A))
+    host.at(START + RACE - 1)
+    assert send(host, A, 83) == [DROP]
+    host.at(START + RACE)
+    assert send(host, A, 83) == [PASS]
+
+
+def test_only_new_connections_of_a_blocked_source_are_dropped(host):
+    send(host, A, 80, 81, 82)
+    for flags in (f.ACK, f.ACK | f.PSH, f.FIN | f.ACK, f.RST, f.SYN | f.ACK):
+        packet = f.ipv4(A, traffic.HOST4, f.tcp(A, traffic.HOST4, 40000, 80, flags))
+        assert host.run(f.ethernet(packet, harness.MAC, bytes(6))) == PASS
+    assert send(host, A, 80) == [DROP]
+
+
+def test_a_block_that_people_set_first_stays_as_it_is(host):
+    old = Block(parse(A), START + 5 * HOUR, START - 1, 7, 3)
+    send(host, A, 80, 81)
+    assert host.kernel.blocks.put(old) and not host.kernel.blocks.put(old)
+    assert send(host, A, 82) == [DROP]
+    assert traffic.block(host, A) == old._replace(dropped=8)
+
+
+def test_observe_records_what_enforce_would_drop(host):
+    host.settings(observe=1)
+    assert send(host, A, 80, 81, 82, 83, 84) == [PASS] * 5
+    scan, = host.scans()
+    assert scan.flags == event.WOULD_DROP and scan.block == event.BLOCKED
+    assert [record[6] for record in host.records()] == [0, 0, 0, event.WOULD_DROP, event.WOULD_DROP]
+    counted = host.counters()
+    assert counted.would_drop == (2, 0) and sum(counted.dropped) == 0 and counted.recorded == (5, 0)
+    assert traffic.block(host, A).dropped == 2
+
+
+def test_enforce_after_observe_drops_whom_the_table_holds(host):
+    host.settings(observe=1)
+    send(host, A, 80, 81, 82)
+    send(host, B, 80, 81, 82)
+    host.kernel.blocks.remove(parse(B))
+    host.at(START + RACE)
+    host.settings(observe=0)
+    assert send(host, A, 80) == [DROP] and send(host, B, 80) == [PASS]
+
+
+def test_observe_would_drop_the_block_list_too(host):
+    host.settings(observe=1)
+    host.source("192.0.2.0/24", rules.BLOCK)
+    assert send(host, A, 80) == [PASS]
+    assert [record[6] for record in host.records()] == [event.WOULD_DROP]
+    assert host.counters().would_drop == (1, 0)
+
+
+def test_an_allowed_source_is_recorded_and_never_judged(host):
+    host.source("192.0.2.0/24", rules.ALLOW)
+    assert send(host, A, *range(100)) == [PASS] * 100
+    assert {record[6] for record in host.records()} == {event.ALLOWED}
+    assert not host.scans() and host.kernel.tracked() == 0
+
+
+def test_allowing_a_blocked_source_lets_it_in_at_once(host):
+    send(host, A, 80, 81, 82)
+    assert send(host, A, 83) == [DROP]
+    host.source(A, rules.ALLOW)
+    assert send(host, A, 83) == [PASS]
+
+
+def test_a_listed_block_drops_until_its_end_and_counts_apart(host):
+    host.source("192.0.2.0/24", rules.BLOCK, START + SECOND)
+    host.source("2001:db8::/32", rules.BLOCK)
+    assert send(host, A, 80) == [DROP] and send(host, C, 80) == [DROP]
+    host.at(START + SECOND)
+    assert send(host, A, 80) == [PASS] and send(host, C, 80) == [DROP]
+    assert host.counters().dropped == (0, 0, 1, 2)
+    assert host.kernel.sources.dropped(parse_prefix("192.0.2.0/24")) == 1
+    assert host.kernel.sources.dropped(parse_prefix("2001:db8::/32")) == 2
+
+
+def test_a_listed_prefix_keeps_its_own_count_and_no_others(host):
+    host.source("192.0.2.0/24", rules.BLOCK)
+    send(host, A, 80, 81, 82, 83)
+    host.source("192.0.2.0/24", rules.BLOCK, START + HOUR)
+    assert host.kernel.sources.dropped(parse_prefix("192.0.2.0/24")) == 4
+    assert host.kernel.sources.dropped(parse_prefix(A)) == 0
+    host.source(A, rules.BLOCK)
+    send(host, A, 80)
+    assert host.kernel.sources.dropped(parse_prefix(A)) == 1
+    assert host.kernel.sources.dropped(parse_prefix("192.0.2.0/24")) == 4
+
+
+def test_the_longest_prefix_decides(host):
+    host.source("0.0.0.0/0", rules.BLOCK)
+    host.source("192.0.2.0/24", rules.ALLOW)
+    host.source(B, rules.BLOCK)
+    assert send(host, "203.0.113.1", 80) + send(host, A, 80) + send(host, B, 80) == [DROP, PASS, DROP]
+    assert send(host, C, 80) == [PASS], "a prefix of IPv4 says nothing of IPv6"
+
+
+def fill_blocks(host, until_ns=0):
+    for number in range(harness.CLOCKED.blocks):
+        assert host.kernel.blocks.put(Block(parse(f"203.0.113.{number}"), until_ns, START, 0, 0))
+
+
+def test_a_full_block_table_refuses_and_says_so(host):
+    fill_blocks(host)
+    send(host, A, 80, 81, 82)
+    assert host.scans()[0].block == event.REFUSED
+    assert host.counters().refused == 1 and traffic.block(host, A) is None
+    assert send(host, "203.0.113.5", 80) == [DROP], "no block gives way"
+    host.at(START + RACE)
+    assert send(host, A, 80, 81, 82) == [PASS] * 3, "not blocked, so judged again"
+    assert [scan.block for scan in host.scans()] == [event.REFUSED]
+    assert host.counters().refused == 2
+
+
+def test_a_full_block_table_renews_the_block_of_a_source_that_has_one(host):
+    fill_blocks(host, until_ns=START + 1)
+    host.at(START + 1)
+    send(host, "203.0.113.5", 80, 81, 82)
+    assert host.scans()[0].block == event.BLOCKED
+    assert send(host, "203.0.113.5", 80) == [DROP] and host.counters().refused == 0
+
+
+def test_a_full_block_table_raises_an_error_in_user_space(host):
+    fill_blocks(host)
+    with pytest.raises(OSError):
+        host.kernel.blocks.put(Block(parse(A), 0, START, 0, 0))
+    assert len(list(host.kernel.blocks.read())) == harness.CLOCKED.blocks
+
+
+def test_every_replaced_tracker_is_counted(host):
+    for number in range(2000):
+        send(host, traffic.source(number), 80)
+    assert host.kernel.tracked() == harness.CLOCKED.trackers
+    assert host.counters().evicted == 2000 - harness.CLOCKED.trackers
+    host.at(START + 60 * SECOND)
+    for number in range(2000, 3000):
+        send(host, traffic.source(number), 80)
+    stale = harness.CLOCKED.trackers - sum(slots[0][0] == START for _, slots in trackers(host))
+    assert stale > harness.CLOCKED.trackers / 2
+    assert host.counters().evicted == 2000 - harness.CLOCKED.trackers + 1000 - stale
+
+
+def test_the_oldest_of_a_set_gives_way(host):
+    """Ever fresh sources never push out one that keeps coming."""
+    host.settings(ports=64)
+    for number in range(1500):
+        host.at(START + number * TICK)
+        send(host, traffic.source(number), 80)
+        if number % 20 == 0:
+            send(host, A, number // 20 + 1)
+    assert [scan.saddr for scan in host.scans()] == [parse(A)]
+
+
+def test_counts_are_kept_by_attachment(host):
+    send(host, A, 80)
+    host.attach(5)
+    send(host, A, 81)
+    send(host, C, 80)
+    assert host.counters(0).syns == (1, 0) and host.counters(5).syns == (1, 1)
+    assert [record[5] for record in host.records()] == [0, 5, 5]
+
+
+def test_a_scan_over_two_attachments_is_one(host):
+    send(host, A, 80, 81)
+    host.attach(5)
+    send(host, A, 82)
+    assert [scan.attachment for scan in host.scans()] == [5]
+
+
+def test_an_interface_that_is_not_watched_is_not_judged(host):
+    host.kernel.remove_attachment(harness.LO)
+    assert send(host, A, *range(10)) == [PASS] * 10
+    assert host.counters().words() == (0,) * len(host.counters().words())
+
+
+def test_interfaces_whose_numbers_collide_are_all_found(host):
+    host.kernel.remove_attachment(harness.LO)
+    for number in range(1, 8):
+        host.attach(number, harness.LO + number * 256)
+    host.attach(9)
+    send(host, A, 80)
+    host.kernel.remove_attachment(harness.LO + 256)
+    send(host, A, 81)
+    assert host.counters(9).syns == (2, 0)
+    host.attach(10, harness.LO + 2560)
+    with pytest.raises(OSError):
+        host.attach(11, harness.LO + 2816)
+
+
+def test_where_the_mac_is_not_tested_only_group_addresses_are_foreign(host):
+    host.attach(mac_test=False)
+    for first, counted in ((b"\2", True), (b"\0", True), (b"\1", False), (b"\xff", False), (b"\x33", False)):
+        host.run(first + b"\x77" * 5 + traffic.frame(A, 80)[6:])
+        assert len(host.records()) == counted, first
+    assert host.counters().ignored == (0, 0, 3, 0)
+
+
+@pytest.mark.parametrize("source, destination, legal", [
+    ("127.0.0.1", "127.0.0.1", True),
+    ("127.9.9.9", traffic.HOST4, True),
+    (traffic.HOST4, traffic.HOST4, True),
+    (traffic.HOST4, "127.0.0.1", True),
+    ("::1", "::1", True),
+    (traffic.HOST6, traffic.HOST6, True),
+    (A, traffic.HOST4, True),
+    ("0.0.0.0", traffic.HOST4, False),
+    ("224.0.0.1", traffic.HOST4, False),
+    ("255.255.255.255", traffic.HOST4, False),
+    ("ff02::1", traffic.HOST6, False),
+    ("::ffff:192.0.2.1", traffic.HOST6, False),
+])
+def test_on_a_loopback_device_own_sources_are_legal(host, source, destination, legal):
+    host.attach(mac=bytes(6), loopback=True, mac_test=False)
+    packet = f.ipv6 if ":" in source else f.ipv4
+    frame = f.ethernet(packet(source, destination, f.tcp(source, destination, 40000, 80)), bytes(6), bytes(6))
+    assert host.run(frame) == PASS
+    record = host.records()
+    assert [r[1:3] for r in record] == ([(parse(source), parse(destination))] if legal else [])
+    assert host.counters().ignored[1] == (not legal)
+
+
+def test_own_sources_on_a_loopback_device_can_scan(host):
+    host.attach(mac=bytes(6), loopback=True, mac_test=False)
+    assert send(host, traffic.HOST4, 80, 81, 82, 83) == [PASS, PASS, PASS, DROP]
+    assert address.text(host.scans()[0].saddr) == traffic.HOST4
