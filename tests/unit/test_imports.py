@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "packetwatch"
 LAYERS = (
     # pure
     {"__init__", "event", "address", "rules", "detection", "kinds", "settings", "config", "metricnames"}
-    | {"budget", "summary", "operations"},
+    | {"budget", "summary", "operations", "manual"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
     | {"client", "sinks", "sinks.records"},
@@ -23,13 +23,14 @@ LAYERS = (
     {"kernel", "interfaces", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
     | {"sinks.writer"},
     {"lists", "handover", "show", "control", "sinks.ledger", "sinks.journal"},
-    {"attachments", "sinks.log", "sinks.metrics"},
+    {"attachments", "sinks.log", "sinks.metrics", "overview"},
     # wholes
     {"loader", "drain", "reports"},
     {"resident"},
     {"answers"},
     {"daemon"},
     # the door
+    {"guard"},
     {"cli"},
     {"__main__"},
 )
