@@ -3,16 +3,16 @@
 
 from __future__ import annotations
 
-import pathlib
-import subprocess
-import threading
+import os
 import selectors
+import subprocess
+import tempfile
+import threading
 
 import pytest
 
 from packetwatch.control import Server
 
-ROOT = pathlib.Path(__file__).resolve().parents[2]
 SOMEBODY, THEIR_GROUP, CHANGERS, READERS = 64001, 64002, 64003, 64004  # no such names need to exist
 ASK = """
 import json, socket, sys
@@ -27,11 +27,11 @@ with socket.socket(socket.AF_UNIX) as link:
 
 
 @pytest.fixture
-def path(tmp_path):
-    for parent in (tmp_path, *tmp_path.parents[:2]):
-        parent.chmod(0o755)
+def path():
+    directory = tempfile.TemporaryDirectory()
+    os.chmod(directory.name, 0o755)  # others may enter it
     selector = selectors.DefaultSelector()
-    server = Server(str(tmp_path / "s"), lambda request: None)
+    server = Server(f"{directory.name}/s", lambda request: None)
     server._groups = {CHANGERS}, {READERS}
     server.register(selector)
     stop = threading.Event()
@@ -47,6 +47,7 @@ def path(tmp_path):
     stop.set()
     thread.join()
     server.close()
+    directory.cleanup()
 
 
 def status(path, request, user, group, groups):

@@ -1,0 +1,75 @@
+# SPDX-License-Identifier: Apache-2.0
+# bash completion for packetwatch. A test compares it with the commands and settings there are.
+
+_packetwatch_flags() {
+    local asking="--socket --config --output -o --help"
+    case $1 in
+    "") echo "--help --version" ;;
+    block | allow) echo "--help" ;;
+    status | tail | reload | "allow list" | "allow add" | "allow remove") echo "$asking" ;;
+    mode) echo "--keep $asking" ;;
+    "block list") echo "--would --since $asking" ;;
+    "block add") echo "--duration --reason --force $asking" ;;
+    "block remove") echo "--all $asking" ;;
+    check) echo "--dump --config --output -o --help" ;;
+    version) echo "--output -o --help" ;;
+    run)
+        echo "--config --help --interface --mode --allow --block --socket --state --pin --allow-own
+            --allow-gateways --allow-sessions --scan-ports --scan-window --block-duration --xdp-mode
+            --log-format --log-file --log-connections --log-anonymize --log-fold-rate --log-fold-burst
+            --log-daily-size --metrics-listen --table-trackers --table-blocks --ring-size --loader-headers"
+        ;;
+    esac
+}
+
+_packetwatch_words() {
+    case $1 in
+    "") echo "run status tail reload mode block allow check version" ;;
+    block | allow) echo "list add remove" ;;
+    mode) echo "enforce observe" ;;
+    esac
+}
+
+# The values of a flag; a path where there are none to name.
+_packetwatch_values() {
+    case $1 in
+    -o | --output) echo "text json" ;;
+    --interface) echo "default-route $(cd /sys/class/net 2>/dev/null && echo *)" ;;
+    --mode) echo "enforce observe" ;;
+    --xdp-mode) echo "auto native generic" ;;
+    --log-format) echo "auto text json journal" ;;
+    --log-connections) echo "each summary off" ;;
+    --loader-headers) echo "auto uapi kernel" ;;
+    --allow-own | --allow-gateways | --allow-sessions | --log-anonymize) echo "yes no" ;;
+    --metrics-listen) echo "off" ;;
+    --block-duration | --duration) echo "forever" ;;
+    esac
+}
+
+_packetwatch() {
+    local word=${COMP_WORDS[COMP_CWORD]} previous=${COMP_WORDS[COMP_CWORD - 1]} command="" each
+    COMPREPLY=()
+    for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
+        case $command,$each in
+        *,-*) ;;
+        ,run | ,status | ,tail | ,reload | ,mode | ,block | ,allow | ,check | ,version) command=$each ;;
+        block,list | block,add | block,remove | allow,list | allow,add | allow,remove) command="$command $each" ;;
+        esac
+    done
+    if [[ $word != -* ]]; then
+        case $previous in
+        --config | --socket | --state | --pin | --log-file)
+            mapfile -t COMPREPLY < <(compgen -f -- "$word")
+            return
+            ;;
+        --allow | --block | --since | --reason | --scan-* | --log-fold-* | --log-daily-size | --table-* | --ring-size)
+            return
+            ;;
+        esac
+        mapfile -t COMPREPLY < <(compgen -W "$(_packetwatch_values "$previous")" -- "$word")
+        [[ -n $(_packetwatch_values "$previous") ]] && return
+    fi
+    mapfile -t COMPREPLY < <(compgen -W "$(_packetwatch_words "$command") $(_packetwatch_flags "$command")" -- "$word")
+}
+
+complete -F _packetwatch packetwatch

@@ -1,0 +1,280 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The command line: a table of commands, and the parser made from it.
+
+Not for how answers look (show.py, overview.py) or what goes wrong (guard.py). Only `run` imports the resident.
+"""
+
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple, NoReturn, Optional
+
+from packetwatch import __version__, config, configfiles, guard, overview, show
+from packetwatch.address import parse_prefix, prefix_text
+from packetwatch.client import TIMEOUT_S, Client, ControlError
+from packetwatch.config import ConfigError
+from packetwatch.configfiles import Inputs
+from packetwatch.kinds import SECOND_NS, duration
+from packetwatch.operations import DONE, FAULTY_SETTINGS, NOT_RUNNING, USAGE
+from packetwatch.sinks.records import clean
+
+RELOAD_S = 60.0
+
+Args = argparse.Namespace
+Argument = tuple[tuple[str, ...], Mapping[str, Any]]
+
+
+class Command(NamedTuple):
+    """One row of the table."""
+
+    words: str  #: as typed; the operation asked for is the same with a dot
+    help: str
+    arguments: Sequence[Argument]
+    act: Callable[[Args], int]
+
+
+class Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line: the usage of `run` alone fills a screen."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE, f"{self.prog}: {clean(message)} (see {self.prog} --help)\n")
+
+
+def main(argv: Optional[Sequence[str]] = None) -> int:
+    """Runs one command; returns the exit status."""
+    return guard.run(lambda: _run(sys.argv[1:] if argv is None else argv))
+
+
+def _run(argv: Sequence[str]) -> int:
+    args, rest = parser().parse_known_args(argv)
+    if rest:
+        known = [flag for action in args.parser._actions for flag in action.option_strings]
+        close = difflib.get_close_matches(rest[0].partition("=")[0], known, 1)
+        args.parser.error(f"{rest[0]} is not understood" + (f"; did you mean {close[0]}?" if close else ""))
+    status: int = args.command.act(args)
+    return status
+
+
+def parser() -> Parser:
+    """From the table; a command of two words becomes one below a group."""
+    top = Parser("packetwatch", description="Records new TCP connections and stops port scanners.", allow_abbrev=False)
+    top.add_argument("--version", action="version", version=f"packetwatch {__version__}")
+    below = {"": top.add_subparsers(dest="word", metavar="COMMAND", required=True)}
+    for command in COMMANDS:
+        group, _, word = command.words.rpartition(" ")
+        if group not in below:
+            own = below[""].add_parser(group, help=GROUPS[group], description=GROUPS[group], allow_abbrev=False)
+            below[group] = own.add_subparsers(dest="word", metavar="COMMAND", required=True)
+        one = below[group].add_parser(word, help=command.help, description=command.help, allow_abbrev=False)
+        for names, options in command.arguments:
+            one.add_argument(*names, **options)
+        one.set_defaults(command=command, parser=one)
+    return top
+
+
+# arguments
+
+
+def _given(*names: str, **options: Any) -> Argument:
+    return names, options
+
+
+def _prefix(text: str) -> str:
+    try:
+        return prefix_text(parse_prefix(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _block_duration(text: str) -> Any:
+    return _read(lambda text: config.read("block.duration", text), text)
+
+
+def _span(text: str) -> Any:
+    return _read(duration("1s", "3650d").read, text)
+
+
+def _read(read: Callable[[str], Any], text: str) -> Any:
+    try:
+        return read(text)
+    except config.Bad as bad:
+        raise argparse.ArgumentTypeError(str(bad) + (f" ({bad.hint})" if bad.hint else "")) from None
+
+
+def _flag_of(row: config.Row) -> Argument:
+    """A switch may stand without its yes."""
+    about = f"{row.help} {row.type[0].upper()}{row.type[1:]}; default: {row.default or 'none'}."
+    bare: dict[str, Any] = {"nargs": "?", "const": "yes"} if row.kind.words == ("yes", "no") else {}
+    return _given(row.flag, dest=row.key, action="append", metavar=row.name.upper(), help=_escaped(about), **bare)
+
+
+def _escaped(text: str) -> str:
+    return text.replace("%", "%%")
+
+
+CONFIG = _given(
+    "--config", metavar="PATH", help=f"settings file, with PATH.d/*.conf beside it; default: {configfiles.MAIN}")
+OUTPUT = _given("-o", "--output", choices=("text", "json"), default="text", help="form of what is printed")
+SOCKET = _given("--socket", metavar="PATH", help="socket of the monitor; default: that of the settings")
+PREFIX = _given("prefix", type=_prefix, metavar="PREFIX", help="ADDRESS or ADDRESS/LENGTH")
+ASKING = (SOCKET, CONFIG, OUTPUT)
+
+
+# what commands do
+
+
+def _inputs(args: Args, flags: Mapping[str, Sequence[str]]) -> Inputs:
+    path: Optional[str] = args.config
+    return Inputs(None if path is None else os.path.abspath(path), dict(os.environ), flags)
+
+
+def _client(args: Args, timeout_s: float = TIMEOUT_S) -> Client:
+    flags = {} if args.socket is None else {"socket": [args.socket]}
+    return Client(configfiles.socket_path(_inputs(args, flags)), timeout_s)
+
+
+def _asking(
+    text: Callable[[Any], str],
+    fields: Callable[[Args], Mapping[str, Any]] = lambda args: {},
+    timeout_s: float = TIMEOUT_S,
+) -> Callable[[Args], int]:
+    """A command that is one request: ``fields`` of it from the arguments, its result to ``text``."""
+
+    def act(args: Args) -> int:
+        request = {"do": args.command.words.replace(" ", "."), **fields(args)}
+        _print(args, _client(args, timeout_s).call(request), text)
+        return DONE
+
+    return act
+
+
+def _print(args: Args, result: Any, text: Callable[[Any], str]) -> None:
+    print(show.as_json(result) if args.output == "json" else text(result))
+
+
+def _act_run(args: Args) -> int:
+    from packetwatch import daemon  # the resident and all it needs: no other command pays for it
+
+    given = vars(args)
+    flags = {row.key: given[row.key] for row in config.describe() if given[row.key] is not None}
+    return daemon.run(_inputs(args, flags))
+
+
+def _act_tail(args: Args) -> int:
+    for line in _client(args).stream({"do": "tail"}):
+        print(clean(line.decode().rstrip("\n")) if args.output == "json" else show.record(line), flush=True)
+    raise ControlError("packetwatch has ended, and with it the records", exit_status=NOT_RUNNING)
+
+
+def _act_check(args: Args) -> int:
+    inputs = _inputs(args, {})
+    files = [path for path, _ in configfiles.files(inputs.config_path, [])]
+    try:
+        settings, faults = configfiles.read(inputs), []
+    except ConfigError as error:
+        if args.output == "text":
+            raise
+        settings, faults = config.Settings(), error.faults
+    answer = {
+        "ok": not faults,
+        "files": files,
+        "faults": [fault._asdict() for fault in faults],
+        "settings": None if faults else config.texts(settings),
+    }
+    _print(args, answer, lambda answer: config.dump(settings).rstrip("\n") if args.dump else show.checked(answer))
+    return FAULTY_SETTINGS if faults else DONE
+
+
+def _act_version(args: Args) -> int:
+    _print(args, {"version": __version__}, lambda answer: f"packetwatch {__version__}")
+    return DONE
+
+
+def _mode_fields(args: Args) -> Mapping[str, Any]:
+    if args.keep and args.mode is None:
+        args.parser.error("--keep goes with a mode")
+    return {**({} if args.mode is None else {"mode": args.mode}), **({"keep": True} if args.keep else {})}
+
+
+def _list_fields(args: Args) -> Mapping[str, Any]:
+    since = {} if args.since is None else {"since_s": args.since // SECOND_NS}
+    return {**since, **({"would": True} if args.would else {})}
+
+
+def _add_fields(args: Args) -> Mapping[str, Any]:
+    seconds = None if args.duration is None else args.duration // SECOND_NS
+    return {"prefix": args.prefix, "duration_s": seconds, "reason": args.reason, "force": args.force}
+
+
+def _remove_fields(args: Args) -> Mapping[str, Any]:
+    if (args.prefix is None) != args.all:
+        args.parser.error("name either a PREFIX or --all")
+    return {"all": True} if args.all else {"prefix": args.prefix}
+
+
+def _prefix_field(args: Args) -> Mapping[str, Any]:
+    return {"prefix": args.prefix}
+
+
+GROUPS = {
+    "block": "Sources that are blocked.",
+    "allow": "Sources that are never judged or blocked.",
+}
+
+COMMANDS = (
+    Command("run", "Watch and block until told to stop.", (CONFIG, *map(_flag_of, config.describe())), _act_run),
+    Command("status", "Whether protection works, and what was seen.", ASKING, _asking(overview.status)),
+    Command("tail", "Records as they come, until it is interrupted.", ASKING, _act_tail),
+    Command(
+        "reload", "Read the settings anew; with a fault in them the running ones stay.", ASKING,
+        _asking(show.reloaded, timeout_s=RELOAD_S)),
+    Command(
+        "mode", "Say which mode is in force, or change it.",
+        (
+            _given("mode", nargs="?", choices=("enforce", "observe"), help="the mode to change to"),
+            _given("--keep", action="store_true", help="block at once what observe would have blocked"),
+            *ASKING,
+        ),
+        _asking(show.mode, _mode_fields)),
+    Command(
+        "block list", "What is blocked, by whom and until when.",
+        (
+            _given("--would", action="store_true", help="what observe would have blocked"),
+            _given("--since", type=_span, metavar="DURATION", help="only what was blocked in this time, as in 24h"),
+            *ASKING,
+        ),
+        _asking(show.blocks, _list_fields)),
+    Command(
+        "block add", "Block a source.",
+        (
+            PREFIX,
+            _given(
+                "--duration", type=_block_duration, metavar="DURATION",
+                help="how long, as in 30m or forever; default: block.duration of the settings"),
+            _given("--reason", default="", help="for the record"),
+            _given("--force", action="store_true", help="even if it covers a source that is always allowed"),
+            *ASKING,
+        ),
+        _asking(show.blocked, _add_fields)),
+    Command(
+        "block remove", "Unblock a source, or all.",
+        (
+            _given("prefix", type=_prefix, metavar="PREFIX", nargs="?", help="ADDRESS or ADDRESS/LENGTH"),
+            _given("--all", action="store_true", help="every source that a scan or a command has blocked"),
+            *ASKING,
+        ),
+        _asking(show.unblocked, _remove_fields)),
+    Command("allow list", "What is allowed, and why.", ASKING, _asking(show.allowed)),
+    Command("allow add", "Allow a source.", (PREFIX, *ASKING), _asking(show.allow_added, _prefix_field)),
+    Command(
+        "allow remove", "Take back what allow add did.", (PREFIX, *ASKING), _asking(show.allow_removed, _prefix_field)),
+    Command(
+        "check", "Find every fault in the settings.",
+        (_given("--dump", action="store_true", help="print all settings as they take effect"), CONFIG, OUTPUT),
+        _act_check),
+    Command("version", "Print the version.", (OUTPUT,), _act_version),
+)

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: Apache-2.0
+"""Answers and records as text for a terminal: aligned, in local time, with nothing in it that could steer one.
+
+Answers may come from another version: what is missing is left out. Not for parsing: that is `-o json`.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from typing import Any, Optional
+
+from packetwatch.event import Notice
+from packetwatch.sinks.records import EPOCH, clean
+from packetwatch.sinks.text import NEW, WOULD, host, local, sentence
+
+Answer = Mapping[str, Any]
+
+
+def as_json(value: Any) -> str:
+    """Printable ASCII."""
+    return json.dumps(value, indent=2).replace("\x7f", "\\u007f")
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[Any]], empty: str) -> str:
+    """Columns as wide as their widest cell, numbers to the right; ``empty`` stands where there are no rows."""
+    given = list(rows)
+    if not given:
+        return empty
+    cells = [list(header), *([clean(_cell(value)) for value in row] for row in given)]
+    widths = [max(map(len, column)) for column in zip(*cells)]
+    right = [all(isinstance(row[number], int) for row in given) for number in range(len(header))]
+    return "\n".join(_aligned(row, widths, right) for row in cells)
+
+
+def _cell(value: Any) -> str:
+    if value is None or value == "":
+        return "-"
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def _aligned(row: Sequence[str], widths: Sequence[int], right: Sequence[bool]) -> str:
+    cells = (cell.rjust(width) if to_right else cell.ljust(width) for cell, width, to_right in zip(row, widths, right))
+    return "  ".join(cells).rstrip()
+
+
+# lists
+
+
+def blocks(answer: Any) -> str:
+    rows = [
+        (each.get("prefix"), moment(each.get("until")), moment(each.get("since")), each.get("dropped"), _why(each))
+        for each in _entries(answer)
+    ]
+    return table(("SOURCE", "UNTIL", "SINCE", "DROPPED", "REASON"), rows, "Nothing is blocked.")
+
+
+def _why(entry: Answer) -> str:
+    return str(entry.get("reason") or "") + (" (observed only)" if entry.get("would") else "")
+
+
+def allowed(answer: Any) -> str:
+    rows = [(each.get("prefix"), each.get("reason")) for each in _entries(answer)]
+    return table(("SOURCE", "REASON"), rows, "Nothing is allowed.")
+
+
+def _entries(answer: Any) -> list[Answer]:
+    entries = answer.get("entries", ()) if isinstance(answer, Mapping) else answer
+    return [each for each in entries if isinstance(each, Mapping)] if isinstance(entries, list) else []
+
+
+# what was done
+
+
+def blocked(answer: Answer) -> str:
+    until = moment(answer.get("until"))
+    done = f"Blocked {answer.get('prefix')} {'forever' if until == 'forever' else f'until {until}'}."
+    return clean(done) + (f"\nNote: {clean(str(answer['note']))}." if answer.get("note") else "")
+
+
+def unblocked(answer: Answer) -> str:
+    return f"Removed {_counted(answer.get('removed'), 'block')}."
+
+
+def allow_added(answer: Answer) -> str:
+    return clean(f"Allowed {answer.get('prefix')}.")
+
+
+def allow_removed(answer: Answer) -> str:
+    return f"Removed {_counted(answer.get('removed'), 'entry of the allow list', 'entries of the allow list')}."
+
+
+def mode(answer: Answer) -> str:
+    forgotten, configured = answer.get("forgotten"), answer.get("configured")
+    lines = [f"mode {answer.get('mode')}"]
+    if configured not in (None, answer.get("mode")):
+        lines.append(f"set by hand; the configuration says {configured}")
+    if forgotten:
+        lines.append(f"forgot {_counted(forgotten, 'source')} that observe would have blocked")
+    return "\n".join(map(clean, lines))
+
+
+def reloaded(answer: Answer) -> str:
+    changed, restart = answer.get("changed"), answer.get("restart_needed")
+    lines = [f"Reloaded: {listed(changed)} changed." if changed else "Reloaded: nothing has changed."]
+    if restart:
+        lines.append(f"A restart is needed for {listed(restart)}.")
+    return "\n".join(map(clean, lines))
+
+
+def checked(answer: Answer) -> str:
+    files = answer.get("files")
+    return "\n".join(clean(f"{file}: no fault") for file in files) if files else "No settings files: all defaults."
+
+
+def listed(value: Any) -> str:
+    return ", ".join(map(str, value)) if isinstance(value, list) else str(value)
+
+
+def _counted(count: Any, noun: str, plural: str = "") -> str:
+    return f"{count if isinstance(count, int) else 0} {noun if count == 1 else plural or noun + 's'}"
+
+
+def moment(value: Any) -> str:
+    """RFC 3339 as local time; other words as they are."""
+    ns = _nanoseconds(value)
+    return str(value if value is not None else "-") if ns is None else local(ns)
+
+
+def _nanoseconds(value: Any) -> Optional[int]:
+    try:
+        return (datetime.fromisoformat(value.replace("Z", "+00:00")) - EPOCH) // timedelta(microseconds=1) * 1000
+    except (ValueError, TypeError, AttributeError, OverflowError):
+        return None
+
+
+# records
+
+
+def record(line: bytes) -> str:
+    """A JSON record as the text log has it; what is none is shown as it is, made safe."""
+    try:
+        data = json.loads(line)
+        ns = _nanoseconds(data["timestamp"])
+        if ns is not None:
+            return f"{local(ns)}: {_words(data, ns)}"
+    except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        pass
+    return clean(line.decode(errors="replace").rstrip("\n"))
+
+
+def _words(data: Answer, ns: int) -> str:
+    if data["event_type"] == "connection":
+        verb = WOULD if data.get("mode") == "observe" else NEW
+        ends = [f"{host(data[side + '_ip'])}:{data[side + '_port']}" for side in ("src", "dest")]
+        return clean(verb + " -> ".join(ends))
+    until = data.get("until")
+    return sentence(
+        Notice(
+            ns,
+            data["event_type"],
+            data.get("in_iface"),
+            data.get("src_ip"),
+            data.get("dest_ip"),
+            data.get("dest_port"),
+            data.get("ports"),
+            data.get("count"),
+            _nanoseconds(data.get("since")),
+            0 if until == "forever" else _nanoseconds(until),
+            data.get("reason"),
+            data.get("level"),
+            data.get("where"),
+            data.get("mode"),
+            data.get("message"),
+        ),
+        0,
+    )
