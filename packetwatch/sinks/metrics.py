@@ -11,6 +11,7 @@ import socket
 import threading
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from socketserver import TCPServer
 from typing import Any, Callable, NamedTuple, Optional
 
 from packetwatch import __version__
@@ -186,6 +187,11 @@ class _Server(ThreadingHTTPServer):
         self._room = threading.BoundedSemaphore(_CONNECTIONS_MAX)
         self._thread: Optional[threading.Thread] = None
         super().__init__(address, _Handler)
+
+    def server_bind(self) -> None:
+        """Without HTTPServer's look for our own name: with no network yet the resolver would hold up the start."""
+        TCPServer.server_bind(self)
+        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
 
     def start(self) -> None:
         self._thread = threading.Thread(target=self.serve_forever, name="metrics", daemon=True)
