@@ -119,7 +119,7 @@ def kernel_makes(kind):
 def pytest_terminal_summary(terminalreporter):
     """What was not tried must be seen."""
     if lacking:
-        terminalreporter.write_line(f"tier netns: this kernel makes no {', '.join(sorted(lacking))}: not tried with them")
+        terminalreporter.write_line(f"tier netns: this kernel makes no {', '.join(sorted(lacking))}: not tried")
 
 
 @pytest.fixture
