@@ -192,7 +192,7 @@ class Daemon:
         r = self.resident
         r.apply_settings()
         r.prepare(opened, self._sessions.hosts() if r.settings.allow_sessions else set())
-        privileges.keep({privileges.BPF, privileges.NET_ADMIN})
+        privileges.keep(privileges.NEEDED)
         self._look = False
         if r.reload.ok:
             self._keep_settings(r.settings)
@@ -368,6 +368,7 @@ class Daemon:
             fresh = [self._open_file(new)] if new.log_file else []
             for sink in sinks[1:]:
                 sink.close(clock.boot_ns())
+            self.resident.drain.count_refused()
             sinks[1:] = fresh
         elif new.log_file:
             self._reopen(new)
@@ -376,7 +377,7 @@ class Daemon:
             to: Any = JournalWriter() if form == "journal" else writer.open_stream()
             sinks[0].close(clock.boot_ns())
             self.resident.drain.count_refused()
-            self.resident.drain.renew(log.LogSink(form, to, new.log_connections, new.log_anonymize))
+            sinks[0] = log.LogSink(form, to, new.log_connections, new.log_anonymize)
             self._log = form
         for sink in self.resident.drain.sinks:
             sink.configure(new.log_connections, new.log_anonymize)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable, Sequence
 from typing import Optional, Protocol
 
@@ -37,7 +38,8 @@ class Drain:
         self._on_scan = on_scan
         self._waiting: list[Notice] = []
         self.tail_form = JsonForm()
-        self._refused: dict[tuple[str, int, int], int] = {}
+        self.refused: Counter[str] = Counter()  #: records by sink; losses aside
+        self.untold: Counter[str] = Counter()  #: of losses whose records were refused, by where
 
     def say(self, notice: Notice) -> None:
         self._waiting.append(notice)
@@ -60,11 +62,6 @@ class Drain:
                 pass
         finally:
             self.kernel = kept
-
-    def renew(self, sink: LogSink) -> None:
-        """Puts another log in place of the first sink."""
-        self.sinks[0] = sink
-        self._refused = {}
 
     def _batch(self) -> int:
         """The records are given back to the ring only after the sinks have had them."""
@@ -96,14 +93,22 @@ class Drain:
         self.count_refused()
 
     def count_refused(self) -> None:
-        """Connections that the log did not take are lost, not recorded. The log is the first sink."""
-        for sink in self.sinks[:1]:
-            for (attachment, ipv6), count in sink.refused_by.items():
-                key = (sink.name, attachment, ipv6)
-                fresh = count - self._refused.get(key, 0)
-                if fresh:
-                    self._refused[key] = count
-                    self._ledger.refuse(attachment, sink.name, int(bool(ipv6)), fresh)
+        """Connections that the log, the first sink, did not take are lost. With two sinks one tells of the other."""
+        for sink in self.sinks:
+            fresh = sink.take_refused()
+            self.refused[sink.name] += fresh.records
+            if len(self.sinks) == 1:
+                self.untold.update(fresh.losses)
+            for (attachment, ipv6), count in fresh.connections.items() if sink is self.sinks[0] else ():
+                self._ledger.refuse(attachment, sink.name, int(bool(ipv6)), count)
+
+    def close(self) -> int:
+        """Lets the sinks go; how many records they could not write to the end."""
+        before = sum(self.refused.values())
+        for sink in self.sinks:
+            sink.close(clock.boot_ns())
+        self.count_refused()
+        return sum(self.refused.values()) - before
 
     def _tell(self, scan: Scan) -> list[Notice]:
         name = self._ledger.names.get(scan.attachment)

@@ -7,7 +7,10 @@ import ctypes
 import os
 
 NET_ADMIN, PERFMON, BPF = 12, 38, 39  # linux/capability.h
-SYS_ADMIN = 21
+CHOWN, DAC_OVERRIDE, SYS_ADMIN = 0, 1, 21
+#: For work after the start. The service has neither of the last two; run by hand as root, log.file is for the group adm
+#: and the state directory may be the service's.
+NEEDED = frozenset({BPF, NET_ADMIN, CHOWN, DAC_OVERRIDE})
 
 _VERSION_3 = 0x20080522
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 24, 38, 47
@@ -36,7 +39,7 @@ def missing() -> list[str]:
     return [name for number, name in names.items() if number not in have | implied]
 
 
-def keep(wanted: set[int]) -> None:
+def keep(wanted: frozenset[int]) -> None:
     """Gives up every other capability, for this process and all it starts. Raises OSError."""
     libc = ctypes.CDLL(None, use_errno=True)
     for number in range(64):

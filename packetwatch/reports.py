@@ -12,9 +12,9 @@ from typing import Any, Optional, Protocol
 
 from packetwatch import address
 from packetwatch.clock import SECOND
+from packetwatch.drain import Drain
 from packetwatch.kernel import Block, Kernel
-from packetwatch.sinks.ledger import Ledger
-from packetwatch.sinks.log import LogSink
+from packetwatch.sinks.ledger import RING, Ledger
 from packetwatch.summary import reduce
 
 _SUMMARY_ROWS = 32  # of each level, each time
@@ -122,19 +122,22 @@ class Losses:
         self.refused = 0  #: blocks of the state file that found no room
         self._ledger, self._say = ledger, say
 
-    def tell(self, now_ns: int, sinks: list[LogSink], final: bool = False) -> None:
-        for where, count in self._found(sinks).items():
+    def tell(self, now_ns: int, drain: Drain, final: bool = False) -> None:
+        for where, count in self._found(drain).items():
             told, due, period = self.told.get(where, (0, 0, SECOND))
+            told -= drain.untold.pop(where, 0)
+            self.told[where] = told, due, period
             if count > told and (final or now_ns >= due):
                 period = min(period * 2, _LOSS_EVERY_NS) if now_ns < due + 2 * period else SECOND
                 self.told[where] = (count, now_ns + period, period)
-                error = next((sink.last_error for sink in sinks if sink.name == where), None)
+                error = next((sink.last_error for sink in drain.sinks if sink.name == where), None)
                 self._say("loss", where=where, count=count - told, reason=error, message=_ADVICE.get(where))
 
-    def _found(self, sinks: list[LogSink]) -> dict[str, int]:
+    def _found(self, drain: Drain) -> dict[str, int]:
         total = self._ledger.total()
-        found = {where: sum(pair) for where, pair in total.lost.items()}
-        found["alerts"] = total.counters.alerts_lost
-        found["blocks"] = total.counters.refused + self.refused
-        found.update({sink.name: sink.refused for sink in sinks[1:]})
-        return found
+        kernels = {
+            RING: sum(total.lost[RING]),
+            "alerts": total.counters.alerts_lost,
+            "blocks": total.counters.refused + self.refused,
+        }
+        return {**kernels, **drain.refused}

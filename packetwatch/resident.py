@@ -68,6 +68,7 @@ class Resident:
         if not opened.adopted:
             self.ledger.names = {}
         self.drain = Drain(self.kernel, self.ledger, self._on_scan)
+        self.drain.refused.update(note.get("refused", {}))
         self.lists = lists.Lists(self.kernel, settings)
         self.attachments = attachments.Attachments(self.kernel, store, self.ledger)
         self.budget = budget.Budget(settings.log_daily_size)
@@ -277,7 +278,7 @@ class Resident:
         self._tell_ends(now)
         self.folds.tell(now, _SAVING_SUMMARY_NS if self.budget.saving else SECOND)
         self.drops.tell(now, self.shown_mode())
-        self.losses.tell(now, self.drain.sinks)
+        self.losses.tell(now, self.drain)
         self._save_space(now)
         self._note()
         if self.unsaved and now - self._saved_ns >= _SAVE_EVERY_NS:
@@ -320,7 +321,12 @@ class Resident:
 
     def _note(self) -> None:
         self.memory.write(
-            {"ledger": self.ledger.note(), "losses": self.losses.told, "blocks_by_hand": self.blocks_by_hand}
+            {
+                "ledger": self.ledger.note(),
+                "losses": self.losses.told,
+                "refused": self.drain.refused,
+                "blocks_by_hand": self.blocks_by_hand,
+            }
         )
 
     def save(self) -> None:
@@ -365,8 +371,11 @@ class Resident:
             time.sleep(_SETTLE_S)
         while self.drain.run():
             pass
-        self.losses.tell(clock.boot_ns(), self.drain.sinks, final=True)
+        self.losses.tell(clock.boot_ns(), self.drain, final=True)
         self.save()
         self._note()
         self.say("stop", mode=self.shown_mode())
         self.drain.run()
+        untold = self.drain.close()
+        if untold:
+            tell(f"{untold} records could not be written any more")

@@ -18,7 +18,7 @@ from .journal import JournalForm
 from .jsonlines import JsonForm
 from .records import SECOND, Form, Record
 from .text import TextForm
-from .writer import Tally, connections_in
+from .writer import Refused, Tally, connections_in
 
 FORMS: dict[str, type[Form]] = {"text": TextForm, "json": JsonForm, "journal": JournalForm}
 DETAILS = ("each", "summary", "off")
@@ -148,6 +148,10 @@ class LogSink:
     def refused_by(self) -> Mapping[tuple[int, int], int]:
         """The refused connections by (attachment, event.IPV6 or 0)."""
         return self.writer.tally.refused_by
+
+    def take_refused(self) -> Refused:
+        """What was refused since the last call."""
+        return self.writer.tally.take()
 
     @property
     def bytes_written(self) -> int:

@@ -14,6 +14,7 @@ import socket
 import stat
 from collections import Counter, deque
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from packetwatch.event import IPV6, Notice
 
@@ -26,6 +27,14 @@ FILE_MODE = 0o640
 FILE_GROUP = "adm"
 
 
+class Refused(NamedTuple):
+    """What was refused since someone asked last."""
+
+    records: int  #: of any kind but loss
+    connections: Counter[tuple[int, int]]  #: by (attachment, IPV6 or 0)
+    losses: Counter[str]  #: what refused loss records would have told, by where
+
+
 class Tally:
     """The fate of what a writer was given. Reads as plain numbers; nothing here goes back."""
 
@@ -36,8 +45,11 @@ class Tally:
         self.refused_connections = 0
         self.refused_folded = 0  #: connections that refused summaries told of
         self.refused_by: Counter[tuple[int, int]] = Counter()  #: connections, by (attachment, IPV6 or 0)
+        self.refused_losses: Counter[str] = Counter()  #: what refused loss records told of, by where
         self.bytes_written = 0
         self.last_error = ""
+        self._untold = 0  # loss records among the refused
+        self._taken = Refused(0, Counter(), Counter())
 
     def wrote(self, records: Sequence[Record], size: int) -> None:
         self.written += len(records)
@@ -55,6 +67,15 @@ class Tally:
                 self.refused_by[record[5], record[6] & IPV6] += 1
             elif record.event_type == "summary":
                 self.refused_folded += record.count or 0
+            elif record.event_type == "loss":
+                self._untold += 1
+                self.refused_losses[record.where or ""] += record.count or 0
+
+    def take(self) -> Refused:
+        """What has come since the last call."""
+        now = Refused(self.refused - self._untold, Counter(self.refused_by), Counter(self.refused_losses))
+        before, self._taken = self._taken, now
+        return Refused(*(new - old for new, old in zip(now, before)))  # type: ignore[operator]
 
     def failed(self, error: OSError) -> None:
         name = errno.errorcode.get(error.errno or 0, str(error.errno))

@@ -168,23 +168,23 @@ def resident(tmp_path):
 def residents(folder):
     from .resident import Resident
 
-    made = []
+    with contextlib.ExitStack() as ends:
+        number = itertools.count()
 
-    def make(ns, settings="", *flags, start=True, **options):
-        made.append(Resident(ns, folder / str(len(made)), settings, *flags, **options))
-        return made[-1].start() if start else made[-1]
+        def make(ns, settings="", *flags, start=True, **options):
+            one = Resident(ns, folder / str(next(number)), settings, *flags, **options)
+            ends.callback(finish, one)
+            return one.start() if start else one
 
-    yield make
-    for one in made:
-        if hasattr(one, "process"):
-            finish(one)
+        yield make
 
 
 def finish(resident):
     """Stops it; a traceback or a SYN without a fate is a fault of every test."""
-    ran = resident.running
+    if not resident.started:
+        return
     try:
-        if ran:
+        if resident.running:
             resident.ledger()
             assert resident.stop() == 0
     finally:

@@ -56,7 +56,7 @@ class Resident:
         self.home.mkdir(parents=True, exist_ok=True)
         self.config, self.socket, self.state = (self.home / name for name in ("packetwatch.conf", "s", "state"))
         self.write(settings)
-        self.lines = []
+        self.lines, self.process = [], None
         self._prefix, self._env, self._stdout = prefix, env or {}, stdout
 
     # the process
@@ -93,6 +93,10 @@ class Resident:
     @property
     def pid(self):
         return self.process.pid
+
+    @property
+    def started(self):
+        return self.process is not None
 
     @property
     def running(self):

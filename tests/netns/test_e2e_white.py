@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The same stories as test_e2e_black.py, seen from within: trackers, blocks and lists in the kernel's maps, and counters."""
+"""The same stories as test_e2e_black.py, seen from within: trackers, blocks and lists in the maps, counters."""
 
 from __future__ import annotations
 

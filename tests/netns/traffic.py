@@ -9,6 +9,7 @@ import os
 import select
 import socket
 import struct
+from pathlib import Path
 
 from packetwatch import libbpf
 from tests import frames
@@ -21,37 +22,13 @@ OUT4, OUT6 = "192.0.2.2", "2001:db8::2"
 FORGED4, FORGED6 = "198.18.0.0", "2001:db8:f::"
 OPEN, CLOSED, SILENT = "open", "closed", "silent"
 LIVE_FRAMES = 1 << 1  # linux/bpf.h: BPF_F_TEST_XDP_LIVE_FRAMES
-
-#: Sends the frame it is given back out of the interface with the source's last four bytes drawn anew.
-GENERATOR = """
-#include "packet.h"
-int generate(struct xdp_md *ctx)
-{
-	__u8 *frame = (void *)(long)ctx->data;
-	__u32 *last = (void *)(frame + SOURCE_END - 4);
-	__u16 *words = (void *)(frame + ETH_HLEN);
-	__u32 sum = 0;
-
-	if ((void *)(frame + 54) > (void *)(long)ctx->data_end)
-		return XDP_ABORTED;
-	*last = bpf_get_prandom_u32() & bpf_htonl(SOURCE_MASK);
-	if (SOURCE_END == 30) {
-		*last |= bpf_htonl(0xc6120000);
-		words[5] = 0;
-#pragma unroll
-		for (int i = 0; i < 10; i++)
-			sum += words[i];
-		sum = (sum & 0xffff) + (sum >> 16);
-		words[5] = ~((sum & 0xffff) + (sum >> 16));
-	}
-	return XDP_TX;
-}
-"""
+GENERATOR = Path(__file__).with_name("generator.c")
 
 
 class Wire:
-    """A watched side with v0 and an outside with v1. Every address of 198.51.100.0/24 and 2001:db8:5::/64 is outside's,
-    so that each test can be somebody else."""
+    """A watched side with v0 and an outside with v1, which has every address of 198.51.100.0/24 and 2001:db8:5::/64:
+    each test can be somebody else.
+    """
 
     def __init__(self):
         self.host, self.outside = Namespace(), Namespace()
@@ -131,7 +108,7 @@ def flood(wire, count, ipv6, port, sources):
     packet = build(source, destination, frames.tcp(source, destination, 40000, port))
     frame = frames.ethernet(packet, mac_of(wire.host, "v0"), mac_of(wire.outside, "v1"))
     defines = f"#define SOURCE_END {38 if ipv6 else 30}\n#define SOURCE_MASK {hex(min(sources, 1 << 32) - 1)}U\n"
-    (prog,) = harness.load_text(defines + GENERATOR, harness.CLOCKED, "generate", [])
+    (prog,) = harness.load_text(defines + GENERATOR.read_text(), harness.CLOCKED, "generate", [])
     try:
         with wire.outside.enter():
             run_live(prog, frame, socket.if_nametoindex("v1"), count)

@@ -25,7 +25,8 @@ LAYERS = (
     {"lists", "handover", "show", "control", "sinks.ledger", "sinks.journal"},
     {"attachments", "sinks.log", "sinks.metrics", "overview"},
     # wholes
-    {"loader", "drain", "reports"},
+    {"loader", "drain"},
+    {"reports"},
     {"resident"},
     {"answers"},
     {"daemon"},
