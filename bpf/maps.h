@@ -34,6 +34,7 @@ struct settings {
 	__u64 fold_interval_ns; /* between two single records; 0: never fold */
 	__u64 fold_burst_ns; /* burst * interval */
 	__u64 seed; /* of the tracker's hash; secret */
+	__u64 lists_generation; /* from 1; grows after every change of `local` or `sources` */
 	__u64 wakeup_mask; /* a CPU wakes the reader when its count of records has none of these bits */
 	__u32 ports; /* 2..SCAN_SLOTS */
 	__u32 observe;
@@ -74,6 +75,13 @@ struct counters {
 struct prefix_key {
 	__u32 length; /* bits; IPv4 counts from 96 */
 	__be32 network[4]; /* not a union address, which would be aligned to 8 bytes behind a hole */
+};
+
+#define RECENT_SOURCES 256 /* power of two */
+
+struct recent { /* per CPU: an answer of a trie, good while the generation is */
+	__u64 generation;
+	union address address;
 };
 
 enum source_flag { SOURCE_OWN = 1 << 0, SOURCE_ALLOW = 1 << 1, SOURCE_BLOCK = 1 << 2 };

@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Every map and every map operation: local? -> allow -> block -> track -> judge -> emit.
+ * Every map and every map operation: local? -> block -> allow -> track -> judge -> emit.
  * bcc rewrites map methods in the main file only, so they all stand here.
  */
 #include "packet.h"
@@ -11,6 +11,8 @@ BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(attachments, struct attachment, ATTACHMENT_CELLS);
 BPF_PERCPU_ARRAY(counters, struct counters, ATTACHMENTS);
 BPF_F_TABLE("lpm_trie", struct prefix_key, __u32, local, PREFIXES, BPF_F_NO_PREALLOC);
+BPF_PERCPU_ARRAY(recent_local, struct recent, 1);
+BPF_PERCPU_ARRAY(recent_unlisted, struct recent, RECENT_SOURCES);
 BPF_F_TABLE("lpm_trie", struct prefix_key, struct source, sources, PREFIXES, BPF_F_NO_PREALLOC);
 BPF_TABLE("hash", union address, struct block, blocks, BLOCKS);
 BPF_ARRAY(trackers, struct tracker_set, TRACKER_SETS);
@@ -26,8 +28,10 @@ BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 
 /* How long a SYN may trail, on another CPU, the block that its source has earned. */
 #define BLOCK_RACE_NS 100000000ULL
+/* How long it may be that the block is not written yet; afterwards people have removed it. */
+#define BLOCK_WRITE_NS 1000000ULL
 
-enum verdict { VERDICT_PASS, VERDICT_SCAN, VERDICT_BLOCKED, VERDICT_LISTED };
+enum verdict { VERDICT_PASS, VERDICT_SCAN, VERDICT_BLOCKED, VERDICT_LISTED, VERDICT_MARTIAN };
 
 struct judgement {
 	struct settings *set;
@@ -77,6 +81,68 @@ static __always_inline int is_foreign_mac(struct xdp_md *ctx, const struct attac
 		return mac[0] & 1;
 	return mac[5] != at->mac[5] || mac[4] != at->mac[4] || mac[3] != at->mac[3] || mac[2] != at->mac[2] ||
 	       mac[1] != at->mac[1] || mac[0] != at->mac[0];
+}
+
+/* Nobody outside can choose addresses that meet in one place. */
+static __always_inline __u64 hash_of(const union address *a, __u64 seed)
+{
+	__u64 h = (a->halves[0] ^ seed) * 0x9e3779b97f4a7c15ULL;
+
+	h ^= h >> 29;
+	h = (h ^ a->halves[1]) * 0xbf58476d1ce4e5b9ULL;
+	h ^= h >> 32;
+	return h * 0x94d049bb133111ebULL;
+}
+
+/*
+ * Each CPU remembers answers of the two tries, which cost more than all other lookups together.
+ * User space ends them all with a new generation after every change of either trie. It is read
+ * before the lookup, so that what is remembered under it is not older than it.
+ */
+static __always_inline int is_recent(const struct recent *recent, const union address *a, __u64 generation)
+{
+	return recent->generation == generation && recent->address.halves[1] == a->halves[1] &&
+	       recent->address.halves[0] == a->halves[0];
+}
+
+/* Whether the destination is this host: nearly every SYN goes to the same few addresses. */
+static __always_inline int is_local(const union address *daddr, const struct settings *set)
+{
+	__u64 generation = set->lists_generation;
+	struct prefix_key key = { .length = 128 };
+	int zero = 0;
+	struct recent *recent = recent_local.lookup(&zero);
+
+	if (!recent)
+		return 0;
+	if (is_recent(recent, daddr, generation))
+		return 1;
+	__builtin_memcpy(key.network, daddr, sizeof(key.network));
+	if (!local.lookup(&key))
+		return 0;
+	recent->address = *daddr;
+	recent->generation = generation;
+	return 1;
+}
+
+/* The source's entry in the lists, which most sources do not have. */
+static __always_inline struct source *find_source(const union address *saddr, __u64 hash, const struct settings *set)
+{
+	__u64 generation = set->lists_generation;
+	struct prefix_key key = { .length = 128 };
+	int index = hash & (RECENT_SOURCES - 1);
+	struct recent *recent = recent_unlisted.lookup(&index);
+	struct source *source;
+
+	if (!recent || is_recent(recent, saddr, generation))
+		return 0;
+	__builtin_memcpy(key.network, saddr, sizeof(key.network));
+	source = sources.lookup(&key);
+	if (!source) {
+		recent->address = *saddr;
+		recent->generation = generation;
+	}
+	return source;
 }
 
 static __always_inline int in_force(__u64 until_ns, __u64 now)
@@ -172,10 +238,13 @@ static __always_inline void record_connection(const struct packet *p, const stru
 	connections.ringbuf_submit(event, wakeup);
 }
 
-/* A block that is in force stays as it is; a full table refuses. Returns an enum alert_block. */
-static __always_inline __u8 block_source(const struct packet *p, const struct judgement *j, __u64 until_ns)
+/*
+ * A block that is in force stays as it is, and its end is told; a full table refuses. Returns an
+ * enum alert_block.
+ */
+static __always_inline __u8 block_source(const struct packet *p, const struct judgement *j, __u64 *until_ns)
 {
-	struct block fresh = { .until_ns = until_ns, .since_ns = j->now, .attachment = j->at->id };
+	struct block fresh = { .until_ns = *until_ns, .since_ns = j->now, .attachment = j->at->id };
 	union address key = p->saddr;
 	struct block *old;
 
@@ -186,9 +255,37 @@ static __always_inline __u8 block_source(const struct packet *p, const struct ju
 		j->count->refused++;
 		return ALERT_REFUSED;
 	}
-	if (!in_force(old->until_ns, j->now))
+	if (in_force(old->until_ns, j->now))
+		*until_ns = old->until_ns;
+	else
 		blocks.update(&key, &fresh);
 	return ALERT_BLOCKED;
+}
+
+/* Whether the source is blocked, each SYN counted where the block stands. */
+static __always_inline int is_blocked(const struct packet *p, const struct judgement *j)
+{
+	union address key = p->saddr;
+	struct block *block = blocks.lookup(&key);
+
+	if (!block || !in_force(block->until_ns, j->now))
+		return 0;
+	lock_xadd(&block->dropped, 1);
+	return 1;
+}
+
+/* A SYN that was faster than the block writes it itself, so that its drop is counted there. */
+static __always_inline void count_late_drop(const struct packet *p, const struct judgement *j, __u64 blocked_ns)
+{
+	struct block fresh = { .since_ns = blocked_ns, .dropped = 1, .attachment = j->at->id };
+	union address key = p->saddr;
+
+	if (is_blocked(p, j) || j->now > blocked_ns + BLOCK_WRITE_NS)
+		return;
+	if (j->set->block_ns)
+		fresh.until_ns = blocked_ns + j->set->block_ns;
+	if (blocks.insert(&key, &fresh))
+		is_blocked(p, j);
 }
 
 static __always_inline struct tracker *choose_way(struct tracker_set *set, const struct packet *p)
@@ -205,17 +302,6 @@ static __always_inline struct tracker *choose_way(struct tracker_set *set, const
 			oldest = way;
 	}
 	return oldest;
-}
-
-static __always_inline __u32 tracker_set_of(const struct packet *p, __u64 seed)
-{
-	__u64 h = (p->saddr.halves[0] ^ seed) * 0x9e3779b97f4a7c15ULL;
-
-	h ^= h >> 29;
-	h = (h ^ p->saddr.halves[1]) * 0xbf58476d1ce4e5b9ULL;
-	h ^= h >> 32;
-	h *= 0x94d049bb133111ebULL;
-	return (h >> 32) & (TRACKER_SETS - 1);
 }
 
 /*
@@ -250,9 +336,10 @@ static __always_inline __u32 move_to_front(struct tracker *way, __u64 now, __u16
  * the scan is blocked even if the block has not reached `blocks` yet. Once that can no longer be
  * the reason, the block has ended or was removed, and the source starts afresh.
  */
-static __always_inline enum verdict track(const struct packet *p, const struct judgement *j, struct alert_event *alert)
+static __always_inline enum verdict track(const struct packet *p, const struct judgement *j, __u64 hash,
+					  struct alert_event *alert, __u64 *blocked_ns)
 {
-	int index = tracker_set_of(p, j->set->seed);
+	int index = (hash >> 32) & (TRACKER_SETS - 1);
 	struct tracker_set *set = trackers.lookup(&index);
 	__u64 now = j->now, window = j->set->window_ns;
 	__u32 evicted = 0, reached;
@@ -275,12 +362,14 @@ static __always_inline enum verdict track(const struct packet *p, const struct j
 	way->last_ns = now;
 	if (way->blocked_ns && now - way->blocked_ns < BLOCK_RACE_NS) {
 		verdict = VERDICT_BLOCKED;
+		*blocked_ns = way->blocked_ns;
 		goto unlock;
 	}
 	way->blocked_ns = 0;
 	reached = move_to_front(way, now, bpf_ntohs(p->dport), window);
 	if (reached >= j->set->ports) {
 		verdict = VERDICT_SCAN;
+		__builtin_memset(alert, 0, sizeof(*alert));
 		for (int i = 0; i < SCAN_SLOTS && i < reached; i++)
 			alert->ports[i] = way->slots[i];
 		alert->port_count = reached;
@@ -293,57 +382,67 @@ unlock:
 	return verdict;
 }
 
+/* The first thing after a scan: until the block stands, other CPUs have only the tracker to go by. */
+static __always_inline void block_scanner(const struct packet *p, const struct judgement *j, struct alert_event *alert)
+{
+	alert->until_ns = j->set->block_ns ? j->now + j->set->block_ns : 0;
+	alert->block = block_source(p, j, &alert->until_ns);
+	j->count->scans[j->family]++;
+}
+
 static __always_inline void raise_alert(const struct packet *p, const struct judgement *j, struct alert_event *alert)
 {
-	__u64 until = j->set->block_ns ? j->now + j->set->block_ns : 0;
-
 	alert->boot_ns = j->now;
-	alert->until_ns = until;
 	__builtin_memcpy(alert->saddr, &p->saddr, sizeof(alert->saddr));
 	__builtin_memcpy(alert->daddr, &p->daddr, sizeof(alert->daddr));
 	alert->attachment = j->at->id;
 	alert->flags = j->flags | (j->set->observe ? EVENT_WOULD_DROP : 0);
-	alert->block = block_source(p, j, until);
-	j->count->scans[j->family]++;
 	if (alerts.ringbuf_output(alert, sizeof(*alert), 0))
 		j->count->alerts_lost++;
 }
 
-/* Whether the source is blocked, each SYN counted where the block stands. */
-static __always_inline int is_blocked(const struct packet *p, const struct judgement *j)
+/* Blocks come before the lists: user space takes every source that is allowed out of `blocks`. */
+static __always_inline enum verdict judge(const struct packet *p, struct judgement *j, struct alert_event *alert,
+					  __u64 *blocked_ns)
 {
-	union address key = p->saddr;
-	struct block *block = blocks.lookup(&key);
+	struct source *source;
+	__u64 hash;
 
-	if (!block || !in_force(block->until_ns, j->now))
-		return 0;
-	lock_xadd(&block->dropped, 1);
-	return 1;
-}
-
-static __always_inline enum verdict judge(const struct packet *p, struct judgement *j, struct source *source,
-					  struct alert_event *alert)
-{
-	if (source && source->flags & SOURCE_ALLOW) {
-		j->flags |= EVENT_ALLOWED;
-		return VERDICT_PASS;
-	}
-	if (source && source->flags & SOURCE_BLOCK && in_force(source->until_ns, j->now)) {
-		lock_xadd(&source->dropped, 1);
-		return VERDICT_LISTED;
-	}
 	if (is_blocked(p, j))
 		return VERDICT_BLOCKED;
-	return track(p, j, alert);
+	hash = hash_of(&p->saddr, j->set->seed);
+	source = find_source(&p->saddr, hash, j->set);
+	if (source) {
+		if (source->flags & SOURCE_OWN && !(j->at->flags & ATTACHMENT_LOOPBACK))
+			return VERDICT_MARTIAN;
+		if (source->flags & SOURCE_ALLOW) {
+			j->flags |= EVENT_ALLOWED;
+			return VERDICT_PASS;
+		}
+		if (source->flags & SOURCE_BLOCK && in_force(source->until_ns, j->now)) {
+			lock_xadd(&source->dropped, 1);
+			return VERDICT_LISTED;
+		}
+	}
+	return track(p, j, hash, alert, blocked_ns);
 }
 
-static __always_inline int act(const struct packet *p, struct judgement *j, struct source *source)
+static __always_inline int act(const struct packet *p, struct judgement *j)
 {
-	struct alert_event alert = {};
+	struct alert_event alert;
+	__u64 blocked_ns = 0;
 	enum verdict verdict;
 
+	verdict = judge(p, j, &alert, &blocked_ns);
+	if (verdict == VERDICT_MARTIAN) {
+		j->count->ignored[IGNORED_MARTIAN]++;
+		return XDP_PASS;
+	}
 	j->count->syns[j->family]++;
-	verdict = judge(p, j, source, &alert);
+	if (verdict == VERDICT_SCAN)
+		block_scanner(p, j, &alert);
+	if (blocked_ns)
+		count_late_drop(p, j, blocked_ns);
 	if (verdict == VERDICT_BLOCKED || verdict == VERDICT_LISTED) {
 		if (!j->set->observe) {
 			__u32 reason = verdict == VERDICT_LISTED ? DROP_LIST : DROP_SCAN;
@@ -370,11 +469,9 @@ int packetwatch(struct xdp_md *ctx)
 {
 	struct packet packet;
 	struct judgement j = {};
-	struct prefix_key key;
-	struct source *source;
 	enum walk walk;
 	__be16 proto = 0;
-	int id, zero = 0, loopback;
+	int id, zero = 0;
 	__u64 off;
 
 	off = walk_tags(frame_start(ctx), frame_end(ctx), &proto);
@@ -397,25 +494,20 @@ int packetwatch(struct xdp_md *ctx)
 		j.count->ignored[IGNORED_SOURCE_ROUTE]++;
 		return XDP_PASS;
 	}
-	loopback = j.at->flags & ATTACHMENT_LOOPBACK;
 	if (is_foreign_mac(ctx, j.at)) {
 		j.count->ignored[IGNORED_FOREIGN_MAC]++;
 		return XDP_PASS;
 	}
-	key.length = 128;
-	__builtin_memcpy(key.network, &packet.daddr, sizeof(key.network));
-	if ((packet.ipv6 && is_mapped(&packet.daddr)) || !local.lookup(&key)) {
+	if ((packet.ipv6 && is_mapped(&packet.daddr)) || !is_local(&packet.daddr, j.set)) {
 		j.count->ignored[IGNORED_NOT_LOCAL]++;
 		return XDP_PASS;
 	}
-	__builtin_memcpy(key.network, &packet.saddr, sizeof(key.network));
-	source = sources.lookup(&key);
-	if (is_martian(&packet, loopback) || (source && source->flags & SOURCE_OWN && !loopback)) {
+	if (is_martian(&packet, j.at->flags & ATTACHMENT_LOOPBACK)) {
 		j.count->ignored[IGNORED_MARTIAN]++;
 		return XDP_PASS;
 	}
 	j.family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	j.flags = packet.ipv6 ? EVENT_IPV6 : 0;
 	j.now = NOW_NS();
-	return act(&packet, &j, source);
+	return act(&packet, &j);
 }

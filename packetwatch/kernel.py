@@ -30,6 +30,7 @@ class KernelSettings(NamedTuple):
     fold_interval_ns: int
     fold_burst_ns: int
     seed: int
+    lists_generation: int  #: from 1; grows after every change of `local` or `sources`
     wakeup_mask: int
     ports: int
     observe: int  #: 0 or 1
@@ -123,6 +124,11 @@ class Kernel:
 
     def apply(self, settings: KernelSettings) -> None:
         libbpf.update(self.maps["settings"], _U32.pack(0), program.SETTINGS.pack(*settings, 0))
+
+    def lists_changed(self) -> None:
+        """Ends what the CPUs remember of the tables `local` and `sources`; to be called after every change."""
+        settings = self.settings()
+        self.apply(settings._replace(lists_generation=settings.lists_generation + 1))
 
     # attachments
 

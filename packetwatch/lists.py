@@ -10,7 +10,7 @@ import time
 from typing import NamedTuple, Optional
 
 from packetwatch import rules
-from packetwatch.address import Prefix, single
+from packetwatch.address import Prefix, mask, single
 from packetwatch.kernel import Kernel
 from packetwatch.rules import Entry
 from packetwatch.settings import Settings
@@ -39,6 +39,7 @@ class Lists:
         self._ends: dict[Prefix, int] = {}
         self._sources = kernel.sources.read()
         self._local = kernel.local.read()
+        self._lengths: list[int] = []  # of the prefixes in _sources, longest first
 
     def allow_entries(self) -> list[Entry]:
         """Every reason to allow, the automatic ones included."""
@@ -72,21 +73,33 @@ class Lists:
             entries.append(Entry(prefix, rules.MANUAL, entry.forced, self._ends[prefix]))
         return entries
 
-    def apply(self) -> None:
-        """Brings both tables in step. Raises OSError if the kernel's table is full."""
+    def apply(self) -> list[Prefix]:
+        """Brings both tables in step; returns the prefixes that are newly allowed. Raises OSError if one is full."""
         wanted = rules.effective(self.host.own, self.allow_entries(), self.block_entries())
         if len(wanted) > _TRIE_ENTRIES_MAX:
             raise OSError(7, f"{len(wanted)} prefixes in the lists, at most {_TRIE_ENTRIES_MAX} fit", "sources")
+        removed, changed = rules.difference(self._sources, wanted)
         for prefix in self.host.own - self._local:
             self.kernel.local.add(prefix)
-        removed, changed = rules.difference(self._sources, wanted)
         for prefix, source in changed:
             self.kernel.sources.put(prefix, source)
         for prefix in removed:
             self.kernel.sources.remove(prefix)
         for prefix in self._local - self.host.own:
             self.kernel.local.remove(prefix)
-        self._local, self._sources = set(self.host.own), dict(wanted)
+        if removed or changed or self._local != self.host.own:
+            self.kernel.lists_changed()
+        self._local, self._sources = set(self.host.own), wanted
+        self._lengths = sorted({prefix.length for prefix in wanted}, reverse=True)
+        return [prefix for prefix, source in changed if source.flags & (rules.ALLOW | rules.OWN)]
+
+    def allows(self, source: bytes) -> bool:
+        """Whether the kernel half, once it knows, lets this address pass unjudged."""
+        for length in self._lengths:
+            found = self._sources.get(Prefix(mask(source, length), length))
+            if found is not None:
+                return bool(found.flags & (rules.ALLOW | rules.OWN))
+        return False
 
     def expired(self, now_ns: int) -> list[Manual]:
         """Takes out the manual blocks whose end has come."""

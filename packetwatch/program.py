@@ -29,6 +29,8 @@ MAPS = (
     "attachments",
     "counters",
     "local",
+    "recent_local",
+    "recent_unlisted",
     "sources",
     "blocks",
     "trackers",
@@ -39,7 +41,7 @@ MAPS = (
     "alerts",
 )
 
-SETTINGS = struct.Struct("=QQQQQQIIII")
+SETTINGS = struct.Struct("=QQQQQQQIIII")
 ATTACHMENT = struct.Struct("=QIHB6s3x")
 PREFIX_KEY = struct.Struct("=I16s")
 SOURCE = struct.Struct("=QQII")

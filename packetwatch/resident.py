@@ -109,6 +109,7 @@ class Resident:
                 fold_interval_ns=interval,
                 fold_burst_ns=interval * (rate if self.budget.saving else s.log_fold_burst),
                 seed=self._seed,
+                lists_generation=max(1, self.kernel.settings().lists_generation),
                 wakeup_mask=(1 << (per_cpu.bit_length() - 1)) - 1,
                 ports=s.scan_ports,
                 observe=int(self.mode == "observe"),
@@ -181,7 +182,11 @@ class Resident:
             tell(text)
 
     def apply_lists(self) -> None:
-        self.lists.apply()
+        """Allow beats block: who is allowed from now on loses the block that a scan earned."""
+        allowed = self.lists.apply()
+        for block in list(self.kernel.blocks.read()) if allowed else ():
+            if any(prefix.covers(block.address) for prefix in allowed) and self.lists.allows(block.address):
+                self.unblock(block.address, "allowed")
 
     def put_manual_block(self, entry: state.Manual) -> None:
         """Raises OSError when the kernel's table is full."""
@@ -270,6 +275,8 @@ class Resident:
             self._next_end_ns = scan.until_ns
         if scan.saddr in self._ended:  # our sweep may have hit the new block instead of the old one
             self._put(Block(scan.saddr, scan.until_ns, scan.boot_ns, 0, scan.attachment))
+        if self.lists.allows(scan.saddr):  # since a moment ago: the kernel half did not know yet
+            self.unblock(scan.saddr, "allowed")
 
     # once a second
 
