@@ -177,7 +177,7 @@ class Resident:
             self.apply_lists()
         wanted = interfaces.wanted(self.settings.interface, self.links, routes)
         for change in self.attachments.follow(wanted, self.links, self.settings.xdp_mode):
-            self.say(change.event_type, in_iface=change.interface, message=change.text, mode=self.shown_mode())
+            self.say(change.event_type, in_iface=change.interface, message=change.text, mode=self.mode)
         for text in self.attachments.news():
             tell(text)
 
