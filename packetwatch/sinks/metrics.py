@@ -1,25 +1,26 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The Prometheus metrics: a collector over a snapshot of the resident, and the HTTP server.
+"""The Prometheus metrics: samples of a snapshot of the resident, and the addresses where scrapes find them.
 
-Names and help stand in metricnames.py. Without prometheus-client the resident runs without metrics.
+Names and help stand in metricnames.py, the HTTP server in scrapes.py. Without prometheus-client the
+resident runs without metrics.
 """
 
 from __future__ import annotations
 
 import platform
+import select
 import socket
 import threading
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
-from socketserver import TCPServer
-from typing import Any, Callable, NamedTuple, Optional
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from importlib.util import find_spec
+from typing import Any, NamedTuple
 
 from packetwatch import __version__
-from packetwatch.metricnames import DROP_REASONS, FAMILIES, IGNORED, MALFORMED, METRICS, MODES, Metric
+from packetwatch.metricnames import DROP_REASONS, FAMILIES, IGNORED, MALFORMED, MODES
 from packetwatch.sinks.ledger import RING, Account
 
-_CONNECTIONS_MAX = 8
-_TIMEOUT_S = 5
+_BACKLOG = 16
+_STOP_S = 5
 
 #: (label values, value)
 Sample = tuple[tuple[str, ...], float]
@@ -92,36 +93,6 @@ def _of_account(interface: str, account: Account) -> Iterator[tuple[str, Sample]
             yield "packetwatch_connections_lost", ((*labels, where), account.lost.get(where, (0, 0))[i])
 
 
-class Collector:
-    """What prometheus-client asks at each scrape."""
-
-    def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
-        self._snapshot = snapshot
-
-    def collect(self) -> Iterable[Any]:
-        from prometheus_client import core
-
-        kinds: dict[str, Any] = {
-            "counter": core.CounterMetricFamily,
-            "gauge": core.GaugeMetricFamily,
-            "info": core.GaugeMetricFamily,  # the text format has no type of its own for it
-        }
-        found = samples(self._snapshot())
-        for metric in METRICS:
-            family = kinds[metric.kind](_exposed(metric), metric.help, labels=metric.labels)
-            for labels, value in found[metric.name]:
-                family.add_metric(labels, value)
-            yield family
-
-    def describe(self) -> Iterable[Any]:
-        return ()
-
-
-def _exposed(metric: Metric) -> str:
-    """prometheus-client appends _total to counters; an info metric carries its suffix itself."""
-    return f"{metric.name}_info" if metric.kind == "info" else metric.name
-
-
 class MetricsUnavailable(Exception):
     """prometheus-client is not installed, or an address cannot be listened on."""
 
@@ -131,111 +102,88 @@ class MetricsUnavailable(Exception):
 
 
 class Exporter:
-    """Serves /metrics on each address, with a bounded number of connections of bounded length."""
+    """Listens for scrapes."""
 
     def __init__(self, snapshot: Callable[[], Snapshot]) -> None:
         """Raises MetricsUnavailable without prometheus-client."""
-        try:
-            from prometheus_client import CollectorRegistry, ProcessCollector
-        except ImportError:
+        if find_spec("prometheus_client") is None:
             raise MetricsUnavailable(
                 "prometheus-client is not installed, so there are no metrics",
                 "install python3-prometheus-client (Debian) or python3-prometheus_client (EPEL),"
                 " or set metrics.listen = off",
-            ) from None
-        self._registry = CollectorRegistry()
-        self._registry.register(Collector(snapshot))  # type: ignore[arg-type]
-        ProcessCollector(registry=self._registry)
-        self._servers: dict[tuple[str, int], _Server] = {}
+            )
+        self._samples = lambda: samples(snapshot())
+        self._listeners: dict[tuple[str, int], _Listener] = {}
 
     def listen(self, addresses: Sequence[tuple[str, int]]) -> None:
         """Listens on exactly these addresses; raises MetricsUnavailable and keeps what was."""
-        opened: dict[tuple[str, int], _Server] = {}
+        opened: dict[tuple[str, int], _Listener] = {}
         try:
             for address in addresses:
-                if address not in self._servers:
-                    opened[address] = _Server(address, self._registry)
+                if address not in self._listeners:
+                    opened[address] = _Listener(address, self._samples)
         except OSError as fault:
-            for server in opened.values():
-                server.stop()
+            for listener in opened.values():
+                listener.stop()
             where = f"[{address[0]}]:{address[1]}" if ":" in address[0] else f"{address[0]}:{address[1]}"
             raise MetricsUnavailable(
                 f"metrics address {where}: {fault.strerror}",
                 "choose another with metrics.listen (--metrics-listen HOST:PORT), or turn it off",
             ) from None
-        for address in [a for a in self._servers if a not in addresses]:
-            self._servers.pop(address).stop()
-        for server in opened.values():
-            server.start()
-        self._servers.update(opened)
+        for address in [a for a in self._listeners if a not in addresses]:
+            self._listeners.pop(address).stop()
+        for listener in opened.values():
+            listener.start()
+        self._listeners.update(opened)
 
     def addresses(self) -> list[tuple[str, int]]:
-        return list(self._servers)
+        return list(self._listeners)
 
     def close(self) -> None:
-        for server in self._servers.values():
-            server.stop()
+        for listener in self._listeners.values():
+            listener.stop()
 
 
-class _Server(ThreadingHTTPServer):
-    daemon_threads = True
-    request_queue_size = 16
+class _Listener:
+    """Holds an address from the start; what answers there is imported with the first connection."""
 
-    def __init__(self, address: tuple[str, int], registry: Any) -> None:
-        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
-        self.registry = registry
-        self._room = threading.BoundedSemaphore(_CONNECTIONS_MAX)
-        self._thread: Optional[threading.Thread] = None
-        super().__init__(address, _Handler)
-
-    def server_bind(self) -> None:
-        """Without HTTPServer's look for our own name: with no network yet the resolver would hold up the start."""
-        TCPServer.server_bind(self)
-        self.server_name, self.server_port = self.server_address[:2]  # type: ignore[assignment]
+    def __init__(self, address: tuple[str, int], samples: Callable[[], Mapping[str, list[Sample]]]) -> None:
+        """Raises OSError where it cannot listen."""
+        self._samples = samples
+        self._socket = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
+        try:
+            self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            self._socket.bind(address)
+            self._socket.listen(_BACKLOG)
+        except OSError:
+            self._socket.close()
+            raise
+        self._end, self._told = socket.socketpair()
+        self._lock = threading.Lock()
+        self._stopping = False
+        self._server: Any = None
+        self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
 
     def start(self) -> None:
-        self._thread = threading.Thread(target=self.serve_forever, name="metrics", daemon=True)
         self._thread.start()
 
     def stop(self) -> None:
-        if self._thread is not None:
-            self.shutdown()
-        self.server_close()
+        with self._lock:
+            self._stopping = True
+        self._end.close()  # ends the wait for a first connection
+        if self._server is not None:
+            self._server.shutdown()
+        if self._thread.is_alive():
+            self._thread.join(_STOP_S)
+        self._told.close()
+        self._socket.close()
 
-    def process_request(self, request: Any, client_address: Any) -> None:
-        if self._room.acquire(blocking=False):
-            super().process_request(request, client_address)
-        else:
-            self.shutdown_request(request)
+    def _serve(self) -> None:
+        select.select([self._socket, self._told], [], [])
+        with self._lock:
+            if self._stopping:
+                return
+            from packetwatch.sinks import scrapes
 
-    def process_request_thread(self, request: Any, client_address: Any) -> None:
-        try:
-            super().process_request_thread(request, client_address)
-        finally:
-            self._room.release()
-
-    def handle_error(self, request: Any, client_address: Any) -> None:
-        """A client that goes away is no news."""
-
-
-class _Handler(BaseHTTPRequestHandler):
-    server: _Server
-    timeout = _TIMEOUT_S
-    server_version = "packetwatch"
-    sys_version = ""
-
-    def do_GET(self) -> None:
-        from prometheus_client import exposition
-
-        if self.path.partition("?")[0] not in ("/", "/metrics"):
-            self.send_error(404, "only /metrics is here")
-            return
-        body = exposition.generate_latest(self.server.registry)
-        self.send_response(200)
-        self.send_header("Content-Type", exposition.CONTENT_TYPE_LATEST)
-        self.send_header("Content-Length", str(len(body)))
-        self.end_headers()
-        self.wfile.write(body)
-
-    def log_message(self, format: str, *args: Any) -> None:
-        """Scrapes are not logged."""
+            self._server = scrapes.Server(self._socket, scrapes.registry(self._samples))
+        self._server.serve_forever()

@@ -18,7 +18,7 @@ LAYERS = (
     | {"budget", "summary", "operations", "manual"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
-    | {"client", "sinks", "sinks.records"},
+    | {"client", "sinks", "sinks.records", "sinks.scrapes"},
     # parts, in three floors
     {"kernel", "interfaces", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
     | {"sinks.writer"},
