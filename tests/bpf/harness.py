@@ -33,6 +33,7 @@ SETTINGS = KernelSettings(
     fold_interval_ns=0,
     fold_burst_ns=0,
     seed=0x1234567,
+    lists_generation=1,
     wakeup_mask=0,
     ports=3,
     observe=0,
@@ -108,6 +109,7 @@ class Rig:
         empty_array(kernel, "folds_by_interface", program.ATTACHMENTS * 2, 16 * libbpf.possible_cpus())
         for attachment in range(program.ATTACHMENTS):
             kernel.clear_counters(attachment)
+        kernel.lists_changed()
         self.settings()
         self.attach()
         self.time_ns = 0
@@ -119,7 +121,8 @@ class Rig:
 
     def settings(self, **changes):
         """The default settings but for these."""
-        self.kernel.apply(SETTINGS._replace(**changes))
+        generation = self.kernel.settings().lists_generation
+        self.kernel.apply(SETTINGS._replace(lists_generation=generation, **changes))
 
     def change(self, **changes):
         self.kernel.apply(self.kernel.settings()._replace(**changes))
@@ -130,9 +133,11 @@ class Rig:
     def local(self, *prefixes):
         for text in prefixes:
             self.kernel.local.add(address.parse_prefix(text))
+        self.kernel.lists_changed()
 
     def source(self, prefix, flags, until_ns=0):
         self.kernel.sources.put(address.parse_prefix(prefix), Source(flags, until_ns))
+        self.kernel.lists_changed()
 
     def at(self, ns):
         """Sets the clock (CLOCK_BOOTTIME as the program sees it)."""

@@ -90,6 +90,7 @@ def test_random_lists_have_the_oracles_verdicts(host, seed):
             host.kernel.sources.put(prefix, source)
         for prefix in difference.removed:
             host.kernel.sources.remove(prefix)
+        host.kernel.lists_changed()
         before = host.kernel.sources.read()
         assert before == after
         guard = detection.Guard(detection.Detector(3, WINDOW), 1, True, after)
@@ -272,11 +273,45 @@ def test_an_allowed_source_is_recorded_and_never_judged(host):
     assert not host.scans() and host.kernel.tracked() == 0
 
 
-def test_allowing_a_blocked_source_lets_it_in_at_once(host):
+def test_an_allowed_source_passes_once_its_block_is_taken_away(host):
+    """The kernel half asks the blocks first: to take them away from who is allowed is user space's part."""
     send(host, A, 80, 81, 82)
-    assert send(host, A, 83) == [DROP]
     host.source(A, rules.ALLOW)
+    assert send(host, A, 83) == [DROP]
+    host.kernel.blocks.remove(parse(A))
     assert send(host, A, 83) == [PASS]
+    assert host.records()[-1][6] == event.ALLOWED
+
+
+@pytest.mark.parametrize("flags, verdict, counted", [(rules.ALLOW, PASS, 2), (rules.BLOCK, DROP, 1), (rules.OWN, PASS, 1)])
+def test_a_source_known_as_unlisted_is_listed_from_the_change_on(host, flags, verdict, counted):
+    send(host, A, 80)
+    host.source(A, flags)
+    assert send(host, A, 80) == [verdict]
+    assert len(host.records()) == counted
+    host.kernel.sources.remove(parse_prefix(A))
+    host.kernel.lists_changed()
+    assert send(host, A, 80) == [PASS] and len(host.records()) == 1
+
+
+def test_a_destination_known_as_local_is_foreign_from_the_change_on(host):
+    send(host, A, 80)
+    host.kernel.local.remove(parse_prefix(traffic.HOST4))
+    host.kernel.lists_changed()
+    send(host, A, 80)
+    assert host.counters().syns == (1, 0) and host.counters().ignored[0] == 1
+    host.local(traffic.HOST4)
+    send(host, A, 80)
+    assert host.counters().syns == (2, 0)
+
+
+def test_two_destinations_in_turn_are_both_local(host):
+    host.local("10.9.0.9")
+    other = f.ethernet(f.ipv4(A, "10.9.0.9", f.tcp(A, "10.9.0.9", 1, 80)), harness.MAC, bytes(6))
+    for _ in range(3):
+        send(host, A, 80)
+        host.run(other)
+    assert host.counters().syns == (6, 0)
 
 
 def test_a_listed_block_drops_until_its_end_and_counts_apart(host):

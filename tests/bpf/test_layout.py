@@ -14,8 +14,8 @@ from tests.bpf import harness
 
 #: struct of C -> (format of Python, bytes before it, fields in the format's order).
 STRUCTS = {
-    "settings": (program.SETTINGS, 0, "window_ns block_ns fold_interval_ns fold_burst_ns seed wakeup_mask ports observe "
-                 "generation reserved"),
+    "settings": (program.SETTINGS, 0, "window_ns block_ns fold_interval_ns fold_burst_ns seed lists_generation "
+                 "wakeup_mask ports observe generation reserved"),
     "attachment": (program.ATTACHMENT, 0, "fold_ns ifindex id flags mac"),
     "prefix_key": (program.PREFIX_KEY, 0, "length network"),
     "source": (program.SOURCE, 0, "until_ns dropped flags length"),
@@ -53,6 +53,7 @@ CONSTANTS = {
     "ATTACHMENT_PROBES": program.ATTACHMENT_PROBES,
     "PREFIXES": program.PREFIXES,
     "FOLDS": program.FOLDS,
+    "sizeof(struct recent)": 24,
     "sizeof(struct counters)": kernel.COUNTER_WORDS * 8,
     "sizeof(struct tracker)": 32 + 8 * event.SCAN_SLOTS,
     "sizeof(struct tracker_set)": 8 + 4 * (32 + 8 * event.SCAN_SLOTS),
@@ -144,6 +145,8 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "attachments": (4, program.ATTACHMENT.size),
         "counters": (4, kernel.COUNTER_WORDS * 8),
         "local": (program.PREFIX_KEY.size, 4),
+        "recent_local": (4, 24),
+        "recent_unlisted": (4, 24),
         "sources": (program.PREFIX_KEY.size, program.SOURCE.size),
         "blocks": (16, program.BLOCK.size),
         "trackers": (4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS)),

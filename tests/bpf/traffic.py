@@ -42,4 +42,4 @@ def block(rig, source):
 
 def source(number):
     """The numbered one of many sources of both families."""
-    return f"198.18.{number >> 8 & 255}.{number & 255}" if number < 1 << 16 else f"2001:db8:1::{number:x}"
+    return f"198.18.{number >> 8 & 255}.{number & 255}" if number < 1 << 16 else f"2001:db8:1::{number & 65535:x}"
