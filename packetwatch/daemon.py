@@ -78,6 +78,7 @@ class Daemon:
         self._signals()
 
         settings, fault = self._settings()
+        self._begun_with = settings
         directory = state.Directory(settings.state)
         saved, aside = directory.load()
         self.store = self._store(settings)
@@ -343,7 +344,7 @@ class Daemon:
     def _take(self, new: Settings) -> None:
         """What can fail comes first; each step has an undo in the old settings."""
         r, old = self.resident, self.resident.settings
-        self._changed, self._pending = changed(old, new), needs_restart(old, new)
+        self._changed, self._pending = changed(old, new), needs_restart(self._begun_with, new)
         if self._exporter is not None:
             self._exporter.listen(new.metrics_listen)
         try:
@@ -430,6 +431,8 @@ class Daemon:
         resident = getattr(self, "resident", None)
         if resident is not None and self.stopping:
             notify.stopping("stopping")
+            if not self.store.outlasts:
+                resident.attachments.detach_all()
             resident.finish()
             self.store.end()
         if self._exporter is not None:

@@ -56,6 +56,7 @@ class Resident:
         self.settings = settings
         self.kernel = opened.kernel
         self.adopted = opened.adopted
+        self._has_blocks = opened.adopted or opened.previous is not None  # newer ones than the state file
         self.memory = opened.memory
         self.directory = directory
         self.store = store
@@ -124,9 +125,7 @@ class Resident:
         self.lists.manual_allow = {m.prefix: m for m in saved.manual_allow}
         for entry in saved.manual_blocks:
             self.lists.put_block(entry, offset)
-        if self.adopted:
-            return
-        for b in saved.blocks:
+        for b in saved.blocks if not self._has_blocks else ():
             until = max(1, b.until_wall_ns - offset) if b.until_wall_ns else 0
             block = Block(b.address, until, max(0, b.since_wall_ns - offset), 0, 0)
             if block.in_force(now):
@@ -198,7 +197,7 @@ class Resident:
             self.lists.manual_blocks = before
             raise
         self.blocks_by_hand += 1
-        self.unsaved = True
+        self.save()
         source = address.prefix_text(entry.prefix)
         reason = entry.reason or "by hand"
         self.say("block", source=source, until_ns=until, reason=reason, mode=self.shown_mode())
@@ -207,7 +206,7 @@ class Resident:
         if self.lists.manual_blocks.pop(prefix, None) is None:
             return False
         self.apply_lists()
-        self.unsaved = True
+        self.save()
         self.say("unblock", source=address.prefix_text(prefix), reason="removed by hand", mode=self.shown_mode())
         return True
 
@@ -221,13 +220,13 @@ class Resident:
     def put_manual_allow(self, entry: state.Manual) -> None:
         self.lists.manual_allow[entry.prefix] = entry
         self.apply_lists()
-        self.unsaved = True
+        self.save()
 
     def remove_manual_allow(self, prefix: Prefix) -> bool:
         if self.lists.manual_allow.pop(prefix, None) is None:
             return False
         self.apply_lists()
-        self.unsaved = True
+        self.save()
         return True
 
     def set_mode(self, mode: str) -> None:
@@ -236,7 +235,7 @@ class Resident:
             return
         self.mode_by_hand = mode if mode != self.settings.mode else None
         self.apply_settings()
-        self.unsaved = True
+        self.save()
         self.say("start", mode=mode, message="mode set by hand")
 
     def blocked_now(self) -> int:
@@ -337,7 +336,7 @@ class Resident:
         )
 
     def save(self) -> None:
-        """Writes the state file; a disk that refuses is told of, and tried again."""
+        """Writes the state file, at once after what people changed; a disk that refuses is told of, and tried again."""
         self._saved_ns = clock.boot_ns()
         offset = clock.wall_offset_ns()
         blocks = tuple(

@@ -14,6 +14,7 @@ class Store(Protocol):
     """Keeps descriptors under unique names."""
 
     keeps: str  #: for people: what happens to protection when this process is killed
+    outlasts: bool  #: whether it may keep what is there over a stop that it was told of
 
     def inherited(self) -> dict[str, int]:
         """What an earlier process left, once; the caller owns the descriptors."""
@@ -30,6 +31,7 @@ class SystemdStore:
     """The service's descriptor store: survives restart, crash and SIGKILL, ends with `systemctl stop`."""
 
     keeps = "protection goes on if this process dies (descriptor store)"
+    outlasts = True
 
     def inherited(self) -> dict[str, int]:
         return dict(notify.inherited())
@@ -48,6 +50,7 @@ class PinStore:
     """Pins below a bpf file system. What cannot be pinned (a memfd) is not kept."""
 
     keeps = "protection goes on if this process dies (pins)"
+    outlasts = False
 
     def __init__(self, directory: str) -> None:
         """Raises OSError where the folder is not below a bpf file system or not ours to write."""
@@ -78,6 +81,7 @@ class NoStore:
     """A foreground run: killed, it detaches and fails open."""
 
     keeps = "if this process is killed, nothing is watched or blocked any more"
+    outlasts = False
 
     def inherited(self) -> dict[str, int]:
         return {}
