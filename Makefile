@@ -33,8 +33,8 @@ e2e-white: need-root deps-test ## the same stories, looking into maps and counte
 lint: deps-test ## types, style, C format, shell scripts
 	$(PYTHON) -m mypy --strict packetwatch
 	$(PYTHON) -m flake8
-	clang-format --dry-run -Werror $$(git ls-files -co --exclude-standard 'bpf/*.[ch]')
-	shellcheck $$(git ls-files -co --exclude-standard | xargs grep -lE '^#!/bin/(ba)?sh')
+	clang-format --dry-run -Werror $$(find bpf -name '*.[ch]')
+	shellcheck $$(grep -rlE '^#!/bin/(ba)?sh' --exclude-dir=build --exclude-dir=.git .)
 
 bench: need-root deps-test ## measure, and write docs/benchmark.md
 	@$(PYTHON) -m tests.bench $(ARGS)
