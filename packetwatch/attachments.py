@@ -22,6 +22,7 @@ from packetwatch.store import Store
 _LOOPBACK = 772  # linux/if_arp.h
 _MODES = {"native": libbpf.XDP_FLAGS_DRV_MODE, "generic": libbpf.XDP_FLAGS_SKB_MODE}
 _NAME = "link_"
+_TAKEN = (errno.EBUSY, errno.EEXIST)
 
 
 @dataclass
@@ -51,6 +52,7 @@ class Attachments:
         self.by_index: dict[int, Attached] = {}
         self.faults: dict[str, str] = {}
         self.wanted: list[str] = []
+        self.taken = False  #: another's program sits on a wanted interface; netlink does not tell when a link's goes
         self._store = store
         self._ledger = ledger
         self._last_id = -1
@@ -81,6 +83,7 @@ class Attachments:
             told.append(Change("stop", self.by_index[index].name, "no longer watched"))
             self.detach(index)
         faults = {w.name: w.fault for w in wanted if w.fault}
+        self.taken = False
         for link in keep.values():
             if link.index in self.by_index:
                 self._refresh(self.by_index[link.index], link, links)
@@ -89,6 +92,7 @@ class Attachments:
                 told.append(self._attach(link, links, xdp_mode))
             except OSError as fault:
                 faults[link.name] = _explain(link, fault, xdp_mode)
+                self.taken = self.taken or fault.errno in _TAKEN
         faults.update({w.name: f"{w.name}: no such interface; waiting for it" for w in wanted if w.link is None})
         self._news += [text for name, text in faults.items() if self.faults.get(name) != text]
         self.faults = faults
@@ -143,7 +147,7 @@ class Attachments:
                 try:
                     return libbpf.link_xdp(self.kernel.prog, ifindex, flags), mode
                 except OSError as fault:
-                    if fault.errno in (errno.EBUSY, errno.EEXIST, errno.EPERM):
+                    if fault.errno in (*_TAKEN, errno.EPERM):
                         raise
                     refused = fault
         assert refused is not None
@@ -180,13 +184,18 @@ def _mode_of(link: Link) -> str:
     return next((xdp.mode for xdp in link.xdp), "native")
 
 
+def _named(number: int) -> str:
+    name = libbpf.prog_name(number)
+    return f", name {name}" if name else ""
+
+
 def _explain(link: Link, fault: OSError, xdp_mode: str) -> str:
     foreign = interfaces.foreign_xdp(link, ())
-    if fault.errno in (errno.EBUSY, errno.EEXIST) and foreign is not None:
+    if fault.errno in _TAKEN and foreign is not None:
         number, mode = foreign
         return (
-            f"{link.name}: another XDP program is attached (id {number}, {mode}); "
-            f"`bpftool prog show id {number}` shows it, `ip link set dev {link.name} xdp off` removes it"
+            f"{link.name}: another XDP program is attached (id {number}{_named(number)}, {mode}); `bpftool prog show "
+            f"id {number}` shows it; end its owner, or remove it with `ip link set dev {link.name} xdp off`"
         )
     if fault.errno == errno.EPERM:
         return f"{link.name}: attaching is not permitted; CAP_NET_ADMIN and CAP_BPF are needed"

@@ -253,9 +253,9 @@ class Daemon:
         if self._server is not None:
             self._server.expire(now)
         ailments = self.resident.ailments()
-        if ailments:
-            self._look = True  # netlink may not have told yet that the device is gone
-        elif self._watchdog_ns is not None and now - self._fed_ns >= self._watchdog_ns // 4:
+        if ailments or self.resident.attachments.taken:
+            self._look = True  # netlink may not have told, yet or ever
+        if not ailments and self._watchdog_ns is not None and now - self._fed_ns >= self._watchdog_ns // 4:
             notify.watchdog()
             self._fed_ns = now
         text = ailments[0] if ailments else self._status()

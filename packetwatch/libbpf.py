@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import mmap
 import os
 import resource
@@ -180,6 +181,19 @@ def link_info(link: int) -> LinkInfo:
 
 def prog_id(prog: int) -> int:
     return memoryview(_info(prog, 64)).cast("I")[1]
+
+
+@functools.lru_cache(maxsize=64)
+def prog_name(number: int) -> str:
+    """The name of any program by its id; empty where we may not know (needs CAP_SYS_ADMIN) or it has gone."""
+    try:
+        fd = _call("bpf_prog_get_fd_by_id", ctypes.c_uint32(number))
+    except OSError:
+        return ""
+    try:
+        return _info(fd, 80)[64:].rstrip(b"\0").decode(errors="replace")
+    finally:
+        os.close(fd)
 
 
 def max_entries(map_fd: int) -> int:

@@ -48,6 +48,10 @@ class Namespace:
         if up:
             self.ip(f"link set {name} up")
 
+    def mac(self, name):
+        """The hardware address of an interface, as text."""
+        return self.ip(f"-br link show {name}").split()[2]
+
     def sysctl(self, key, value):
         """Sets a net.* setting inside."""
         self.run(["sysctl", "-qw", f"{key}={value}"])
