@@ -39,6 +39,7 @@ class Case(NamedTuple):
     verdict: int = harness.PASS
     counter: Optional[str] = None  #: of struct counters, that every frame must raise
     target: Optional[float] = None
+    crowd: bool = False  #: each frame has another source
     changes: dict[str, Any] = {}  #: of the settings
 
 
@@ -52,14 +53,19 @@ CASES = (
     Case("no SYN (TCP, IPv4)", tcp(SOMEBODY4, f.ACK), target=0.1),
     Case("no SYN (TCP, IPv6)", tcp(SOMEBODY6, f.ACK)),
     Case("no TCP (UDP, IPv4)", f.ethernet(f.ipv4(SOMEBODY4, HOST4, bytes(64), proto=f.UDP), harness.MAC, PEER)),
-    Case("SYN, recorded", tcp(SOMEBODY4), counter="recorded", target=1.8),
-    Case("SYN, recorded, IPv6", tcp(SOMEBODY6), counter="recorded"),
-    Case("SYN, folded", tcp(SOMEBODY4), counter="folded", changes=FOLDING),
+    Case("SYN of one of 4,096 sources, recorded", tcp(SOMEBODY4), counter="recorded", target=1.8, crowd=True),
+    Case("SYN of one of 4,096 sources, folded", tcp(SOMEBODY4), counter="folded", crowd=True, changes=FOLDING),
+    Case("SYN of the same source, recorded", tcp(SOMEBODY4), counter="recorded", target=1.8),
+    Case("SYN of the same source, recorded, IPv6", tcp(SOMEBODY6), counter="recorded"),
+    Case("SYN of the same source, folded", tcp(SOMEBODY4), counter="folded", changes=FOLDING),
     Case("SYN of a blocked source", tcp(BLOCKED), harness.DROP, "dropped", 0.9),
     Case("SYN of a source on the block list", tcp(LISTED), harness.DROP, "dropped"),
     Case("SYN of an allowed source", tcp(ALLOWED), counter="recorded"),
     Case("SYN for another host", tcp(SOMEBODY4, destination="192.0.2.200"), counter="ignored"),
 )
+
+#: What costs are told in: the program that does nothing and the reference, with one source and with a crowd.
+BASES = (("empty", "reference"), ("empty, crowd", "reference, crowd"))
 
 Runner = Callable[[int], float]  #: block of so many packets -> ns a packet
 
@@ -67,7 +73,7 @@ Runner = Callable[[int], float]  #: block of so many packets -> ns a packet
 def measure(rounds: int, block: int) -> list[Measure]:
     """block: packets of a case at a time; they must fit into the ring."""
     with Programs() as programs:
-        runs = {"empty": programs.run_empty, "reference": programs.run_reference}
+        runs = {name: programs.measure_of(name, crowd) for crowd, names in enumerate(BASES) for name in names}
         runs.update((case.name, programs.runner(case)) for case in CASES)
         times = interleave(runs, rounds, block)
     return list(rows(times))
@@ -87,20 +93,17 @@ def interleave(runs: dict[str, Runner], rounds: int, block: int) -> dict[str, li
 
 
 def rows(times: dict[str, list[float]]) -> Iterator[Measure]:
-    for name in ("empty", "reference"):
-        yield Measure(SECTION, f"{name} program", statistics.median(times[name]), "ns")
+    for name in (name for names in BASES for name in names):
+        yield Measure(SECTION, f"{name}", statistics.median(times[name]), "ns")
     for case in CASES:
-        ns = statistics.median(times[case.name])
-        yield Measure(SECTION, case.name, in_references(times, case.name), "refs", case.target, f"{number(ns)} in all")
+        ratio = in_references(times, case.name, BASES[case.crowd])
+        note = f"{statistics.median(times[case.name]):.1f} ns in all"
+        yield Measure(SECTION, case.name, ratio, "refs", case.target, note)
 
 
-def number(ns: float) -> str:
-    return f"{ns:.1f} ns"
-
-
-def in_references(times: dict[str, list[float]], name: str) -> float:
+def in_references(times: dict[str, list[float]], name: str, bases: tuple[str, str] = BASES[0]) -> float:
     """Median of the rounds' ratios: a machine that slows down slows a whole round."""
-    rounds = zip(times[name], times["empty"], times["reference"])
+    rounds = zip(times[name], *(times[base] for base in bases))
     return statistics.median((ns - empty) / (reference - empty) for ns, empty, reference in rounds)
 
 
@@ -114,6 +117,7 @@ class Programs:
         parameters = program.Parameters(s.table_trackers, s.table_blocks, s.ring_size, s.loader_headers)
         text = REFERENCE.read_text()
         (self._empty,) = harness.load_text(text, parameters, "empty", [])
+        self._crowd, self._next = harness.load_text(text, parameters, "crowd", ["next"])
         self._reference, records = harness.load_text(text, parameters, "reference", ["records"])
         self._records = Ring(records, parameters.ring_bytes, REFERENCE_RECORD)
         loaded = loader.load(parameters)
@@ -125,8 +129,8 @@ class Programs:
     def __exit__(self, *_: object) -> None:
         os.sched_setaffinity(0, self._cpus)
         self.kernel.close()
-        os.close(self._empty)
-        os.close(self._reference)
+        for fd in (self._empty, self._reference, self._crowd, self._next):
+            os.close(fd)
         self._records.close()
 
     def _fill(self) -> None:
@@ -144,24 +148,33 @@ class Programs:
     def _block(self, source: str) -> None:
         self.kernel.blocks.put(Block(address.parse(source), FOREVER, 1, 0, 0))
 
-    def run_empty(self, block: int) -> float:
-        return timed(self._empty, CASES[0].frame, block, harness.PASS)
+    def measure_of(self, name: str, crowd: bool) -> Runner:
+        """Of one of BASES."""
+        prog = self._reference if name.startswith("reference") else self._empty
 
-    def run_reference(self, block: int) -> float:
-        ns = timed(self._reference, tcp(SOMEBODY4), block, harness.PASS)
-        freed = empty_ring(self._records)
-        assert freed == block, f"the reference recorded {freed} of {block}"
-        return ns
+        def run(block: int) -> float:
+            ns = self._timed(prog, tcp(SOMEBODY4), block, harness.PASS, crowd)
+            freed, expected = empty_ring(self._records), block if prog == self._reference else 0
+            assert freed == expected, f"{name}: {freed} records of {expected}"
+            return ns
+
+        return run
 
     def runner(self, case: Case) -> Runner:
         def run(block: int) -> float:
             self.rig.settings(wakeup_mask=wakeup_mask(self.kernel), **case.changes)
             before = self.rig.counters(0)
-            ns = timed(self.kernel.prog, case.frame, block, case.verdict)
+            ns = self._timed(self.kernel.prog, case.frame, block, case.verdict, case.crowd)
             self._check(case, before, block)
             return ns
 
         return run
+
+    def _timed(self, prog: int, frame: bytes, block: int, verdict: int, crowd: bool) -> float:
+        if not crowd:
+            return timed(prog, frame, block, verdict)
+        libbpf.update(self._next, bytes(4), struct.pack("=I", prog))
+        return timed(self._crowd, frame, block, verdict)
 
     def _check(self, case: Case, before: Any, block: int) -> None:
         """It went the way that its name says, each time."""

@@ -92,3 +92,18 @@ int empty(struct xdp_md *ctx)
 {
 	return XDP_PASS;
 }
+
+BPF_PROG_ARRAY(next, 1);
+
+/* Passes the frame on with another of 4,096 sources each time. */
+int crowd(struct xdp_md *ctx)
+{
+	void *data = (void *)(long)ctx->data;
+	struct iphdr *ip = data + sizeof(struct ethhdr);
+
+	if ((void *)(ip + 1) > (void *)(long)ctx->data_end)
+		return XDP_ABORTED;
+	ip->saddr = bpf_htonl(0xc6120000 | (bpf_get_prandom_u32() & 0xfff));
+	next.call(ctx, 0);
+	return XDP_ABORTED;
+}
