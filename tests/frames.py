@@ -37,7 +37,9 @@ def checksum(data):
     return ~total & 0xFFFF
 
 
-def tcp(src, dst, sport, dport, flags=SYN, *, seq=0x1000, ack=0, doff=None, reserved=0, options=b"", payload=b"", bad=0):
+def tcp(
+    src, dst, sport, dport, flags=SYN, *, seq=0x1000, ack=0, doff=None, reserved=0, options=b"", payload=b"", bad=0
+):
     """A segment; `options` a multiple of 4 bytes, `doff` in words, `bad` is added to the checksum."""
     offset = 5 + len(options) // 4 if doff is None else doff
     head = struct.pack("!HHIIBBHHH", sport, dport, seq, ack, offset << 4 | reserved, flags, 64240, 0, 0)
@@ -55,8 +57,8 @@ def ipv4(
     ihl = 5 + len(options) // 4 if ihl is None else ihl
     total = 20 + len(options) + len(payload) if total is None else total
     fragment = offset // 8 | more << 13
-    head = struct.pack("!BBHHHBBH4s4s", version << 4 | ihl, 0, total, ident, fragment, 64, proto, 0, packed(src), packed(dst))
-    head += options
+    head = struct.pack("!BBHHHBBH", version << 4 | ihl, 0, total, ident, fragment, 64, proto, 0)
+    head += packed(src) + packed(dst) + options
     return head[:10] + struct.pack("!H", (checksum(head) + bad) & 0xFFFF) + head[12:] + payload
 
 

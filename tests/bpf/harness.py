@@ -39,6 +39,7 @@ SETTINGS = KernelSettings(
     observe=0,
     generation=0,
 )
+KEY_BYTES = {"local": 20, "sources": 20, "blocks": 16, "folds_by_source": 24, "folds_by_port": 24}
 
 #: A clock that a test sets; at 0 it is the real one.
 CLOCK = """
@@ -101,7 +102,7 @@ class Rig:
     def reset(self):
         """As new: all tables empty, one attachment (number 0, on lo), the default settings."""
         kernel = self.kernel
-        for name, size in (("local", 20), ("sources", 20), ("blocks", 16), ("folds_by_source", 24), ("folds_by_port", 24)):
+        for name, size in KEY_BYTES.items():
             for key in list(libbpf.keys(kernel.maps[name], size)):
                 libbpf.delete(kernel.maps[name], key)
         empty_array(kernel, "trackers", kernel.parameters.trackers // 4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS))

@@ -7,7 +7,6 @@ by a live listener (test_stack).
 
 from __future__ import annotations
 
-import socket
 from typing import Callable, NamedTuple, Optional
 
 from packetwatch.metricnames import IGNORED, MALFORMED
@@ -82,7 +81,8 @@ def wire(e, packet, *, to=None, cut=None, pad=0, **fields):
 def v4_fragments(size, order=1):
     def build(e):
         whole = segment(e, e.client4, e.server4, options=bytes.fromhex("020405b4"))
-        return [wire(e, packet) for packet in f.ipv4_fragments(e.client4, e.server4, whole, size, ident=e.sport)][::order]
+        packets = f.ipv4_fragments(e.client4, e.server4, whole, size, ident=e.sport)
+        return [wire(e, packet) for packet in packets][::order]
 
     return build
 
@@ -124,6 +124,11 @@ def in_tags(count, tpid=f.ETH_8021Q, vlan=0, build=v4):
     return build(tags=[(tpid, vlan)] * count)
 
 
+def mapped(text):
+    """An IPv4 address as IPv6, which on the wire is nobody's."""
+    return bytes(10) + b"\xff\xff" + f.packed(text)
+
+
 def row(description, build, *expected, why="", sport=None):
     assert set(expected) <= WORDS, description
     return Row(description, build, expected, why, sport)
@@ -154,7 +159,7 @@ REACHES = [
     row("IPv4, what looks like LSRR inside another option", v4(ip={"options": OPTION(30, b"\x83\3\4")}), SYN),
     row("IPv4, fragments of 16 bytes", v4_fragments(16), SYN, OTHER),
     row("IPv4, fragments of 16 bytes, last first", v4_fragments(16, -1), OTHER, SYN),
-    row("IPv4, fragments of 8 bytes", v4_fragments(8), "fragment", OTHER, OTHER, why="the flags are in no first fragment"),
+    row("IPv4, fragments of 8 bytes", v4_fragments(8), "fragment", OTHER, OTHER, why="no first fragment has the flags"),
     row("IPv4, fragments of 8 bytes, last first", v4_fragments(8, -1), OTHER, OTHER, "fragment", why="as in order"),
     row("IPv4, first fragment with options", v4_first_and_rest(24, 24, **FRAGMENT_ROOM), SYN, OTHER),
     row("802.1Q priority tag", in_tags(1), SYN),
@@ -236,18 +241,18 @@ DISCARDED = [
     row("destination 0.0.0.0", v4(dst="0.0.0.0"), "not_local"),
     row("destination 127.0.0.1", v4(dst="127.0.0.1"), "martian"),
     row("destination ::1", v6(dst="::1"), "martian"),
-    row("destination ours, as a v4-mapped one", v6(dst=b"\0" * 10 + b"\xff\xff" + socket.inet_aton("10.9.0.1")), "not_local"),
+    row("destination ours, as a v4-mapped one", v6(dst=mapped("10.9.0.1")), "not_local"),
     row("source own", v4(src="own4"), "martian"),
     row("source own, IPv6", v6(src="own6"), "martian"),
     *(row(f"source {text}", v4(src=text), "martian")
       for text in ("127.0.0.1", "127.9.9.9", "0.0.0.0", "224.0.0.1", "239.255.255.255", "255.255.255.255")),
     *(row(f"source {text}", v6(src=text), "martian") for text in ("::1", "ff02::1", "ff0e::9")),
-    row("source v4-mapped", v6(src=b"\0" * 10 + b"\xff\xff" + socket.inet_aton("192.0.2.7")), "martian"),
+    row("source v4-mapped", v6(src=mapped("192.0.2.7")), "martian"),
     row("loose source route", v4(ip={"options": OPTION(131, b"\4" + bytes(4))}), "source_route"),
     row("strict source route", v4(ip={"options": OPTION(137, b"\4" + bytes(4))}), "source_route"),
     row("loose source route that is used up", v4(ip={"options": OPTION(131, b"\x08" + bytes(4))}), "source_route"),
-    row("loose source route behind others", v4(ip={"options": f.NOOP + OPTION(7, b"\4" + bytes(8)) + OPTION(131, b"\4" + bytes(4))}),
-        "source_route"),
+    row("loose source route behind others",
+        v4(ip={"options": f.NOOP + OPTION(7, b"\4" + bytes(8)) + OPTION(131, b"\4" + bytes(4))}), "source_route"),
     row("option with length 0", v4(ip={"options": b"\x1e\0\0\0"}), "ip_options"),
     row("option with length 1", v4(ip={"options": b"\x1e\1\0\0"}), "ip_options"),
     row("option that ends behind the header", v4(ip={"options": b"\x1e\5\0\0"}), "ip_options"),
@@ -260,8 +265,8 @@ DISCARDED = [
     row("record route twice", v4(ip={"options": OPTION(7, b"\4" + bytes(4)) * 2}), "ip_options"),
     row("timestamps with an impossible pointer", v4(ip={"options": OPTION(68, b"\4\0" + bytes(4))}), "ip_options"),
     row("timestamps without flags", v4(ip={"options": OPTION(68, b"\5")}), "ip_options"),
-    row("timestamps with addresses and room for none", v4(ip={"options": OPTION(68, b"\5\1" + bytes(4))}), "ip_options"),
-    row("timestamps of chosen hosts and room for none", v4(ip={"options": OPTION(68, b"\5\3" + bytes(4))}), "ip_options"),
+    row("timestamps with addresses, room for none", v4(ip={"options": OPTION(68, b"\5\1" + bytes(4))}), "ip_options"),
+    row("timestamps of chosen hosts, room for none", v4(ip={"options": OPTION(68, b"\5\3" + bytes(4))}), "ip_options"),
     row("timestamps, full, of 15 more hosts", v4(ip={"options": OPTION(68, b"\x09\xf0" + bytes(4))}), "ip_options"),
     row("timestamps twice", v4(ip={"options": OPTION(68, b"\5\0" + bytes(4)) * 2}), "ip_options"),
     row("router alert of 3 bytes", v4(ip={"options": OPTION(148, b"\0")}), "ip_options"),
@@ -288,6 +293,8 @@ DISCARDED = [
     row("source 0.1.2.3", v4(src="0.1.2.3"), "martian", why="nobody can be there, though Linux answers since 5.3"),
     row("routing header 3 with no segments left", v6(f.routing_header(3, 0)), SYN, why="Linux wants a setting for it"),
     row("routing header 4 with no segments left", v6(f.routing_header(4, 0)), SYN, why="Linux wants a setting for it"),
+    row("TCP MD5 signature that nobody asked for", v4(tcp={"options": b"\x13\x12" + bytes(16) + f.NOOP * 2}), SYN,
+        why="the walk does not read options"),
     row("destination option that a receiver must refuse", v6(f.Extension(f.DESTINATION, b"\0\x41\4" + bytes(4))), SYN,
         why="the walk does not read options"),
     row("two atomic fragment headers", v6(f.fragment_header(), f.fragment_header()), "fragment"),

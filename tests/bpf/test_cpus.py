@@ -14,7 +14,7 @@ import pytest
 
 from packetwatch import event, rules
 from packetwatch.address import parse
-from tests.bpf import harness, traffic
+from tests.bpf import traffic
 from tests.bpf.harness import DROP, PASS, SECOND
 
 FORK = multiprocessing.get_context("fork")
@@ -32,7 +32,8 @@ class Cpu:
     def __init__(self, number, rig, barrier):
         cpus = sorted(os.sched_getaffinity(0))
         self.pipe, theirs = FORK.Pipe()
-        self.process = FORK.Process(target=self.work, args=(cpus[number % len(cpus)], rig, barrier, theirs), daemon=True)
+        arguments = (cpus[number % len(cpus)], rig, barrier, theirs)
+        self.process = FORK.Process(target=self.work, args=arguments, daemon=True)
         self.process.start()
 
     @staticmethod
@@ -109,8 +110,8 @@ def test_two_cpus_on_many_sources_keep_every_count(host):
     sources = [traffic.source(number) for number in range(512, 1024)]
     with two_cpus(host) as cpus:
         for _ in range(4):
-            halves = [[traffic.frame(source, port) for source in sources for port in ports] for ports in ((1, 2), (2, 3))]
-            at_once(cpus, halves)
+            pairs = ((1, 2), (2, 3))
+            at_once(cpus, [[traffic.frame(source, port) for source in sources for port in pair] for pair in pairs])
             host.records()
             host.scans()
     counted = host.counters()

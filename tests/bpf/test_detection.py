@@ -83,7 +83,8 @@ def test_random_lists_have_the_oracles_verdicts(host, seed):
     before = host.kernel.sources.read()
     for _ in range(6):
         allow = [rules.Entry(p, rules.CONFIG) for p in chance.sample(prefixes, 3)]
-        block = [rules.Entry(p, rules.MANUAL, until_ns=chance.choice((0, START + WINDOW))) for p in chance.sample(prefixes, 3)]
+        ends = {prefix: chance.choice((0, START + WINDOW)) for prefix in chance.sample(prefixes, 3)}
+        block = [rules.Entry(prefix, rules.MANUAL, until_ns=end) for prefix, end in ends.items()]
         after = rules.effective(own, allow, block)
         difference = rules.difference(before, after)
         for prefix, source in difference.changed:
@@ -105,7 +106,9 @@ def forget(host):
 
 
 @pytest.mark.parametrize("ports", (2, 3, 64))
-@pytest.mark.parametrize("late, found", [(WINDOW - TICK, True), (WINDOW - 1, True), (WINDOW, False), (WINDOW + TICK, False)])
+@pytest.mark.parametrize(
+    "late, found", [(WINDOW - TICK, True), (WINDOW - 1, True), (WINDOW, False), (WINDOW + TICK, False)]
+)
 def test_a_port_leaves_the_window_exactly_when_it_is_over(host, ports, late, found):
     host.settings(ports=ports, window_ns=WINDOW)
     send(host, A, *range(1, ports))
@@ -283,7 +286,9 @@ def test_an_allowed_source_passes_once_its_block_is_taken_away(host):
     assert host.records()[-1][6] == event.ALLOWED
 
 
-@pytest.mark.parametrize("flags, verdict, counted", [(rules.ALLOW, PASS, 2), (rules.BLOCK, DROP, 1), (rules.OWN, PASS, 1)])
+@pytest.mark.parametrize(
+    "flags, verdict, counted", [(rules.ALLOW, PASS, 2), (rules.BLOCK, DROP, 1), (rules.OWN, PASS, 1)]
+)
 def test_a_source_known_as_unlisted_is_listed_from_the_change_on(host, flags, verdict, counted):
     send(host, A, 80)
     host.source(A, flags)

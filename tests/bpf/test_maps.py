@@ -14,7 +14,8 @@ from packetwatch.kernel import Block, Counters, ZERO
 from packetwatch.rules import Source
 from tests.bpf import harness, traffic
 
-PREFIXES = [parse_prefix(text) for text in ("0.0.0.0/0", "10.0.0.0/8", "10.0.0.1", "::/0", "2001:db8::/32", "2001:db8::1")]
+TEXTS = ("0.0.0.0/0", "10.0.0.0/8", "10.0.0.1", "::/0", "2001:db8::/32", "2001:db8::1")
+PREFIXES = [parse_prefix(text) for text in TEXTS]
 
 
 def test_local_prefixes_are_read_back_and_removed_one_by_one(rig):

@@ -186,7 +186,8 @@ def test_a_cpu_wakes_the_reader_only_when_its_count_says_so(host):
 
 def test_the_ledgers_check_finds_what_is_missing():
     assert harness.imbalance(ZERO) == {}
-    assert harness.imbalance(ZERO._replace(syns=(5, 7), recorded=(1, 2), folded=(1, 2), dropped=(1, 1, 1, 1), lost=(1, 1))) == {}
+    balanced = ZERO._replace(syns=(5, 7), recorded=(1, 2), folded=(1, 2), dropped=(1, 1, 1, 1), lost=(1, 1))
+    assert harness.imbalance(balanced) == {}
     for field in ("syns", "recorded", "folded", "lost"):
         for family, name in enumerate(FAMILIES):
             off = tuple(int(i == family) for i in range(2))
