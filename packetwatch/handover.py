@@ -8,7 +8,7 @@ Descriptors in the store: `<digest>_prog`, `<digest>_map_<name>`, `link_<id>`, `
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import NamedTuple, Optional
 
 from packetwatch import libbpf, program
@@ -24,7 +24,7 @@ class Opened(NamedTuple):
 
     kernel: Kernel
     adopted: bool
-    previous: Optional[tuple[str, Kernel]]  #: digest and maps of the program that still judges
+    previous: Optional[tuple[str, Kernel]]  #: digest and maps of a program that is to be replaced
     links: dict[str, int]  #: name in the store -> descriptor
     memory: Memory
 
@@ -37,28 +37,36 @@ class Fresh(NamedTuple):
 
 
 def open_kernel(parameters: program.Parameters, store: Store, load: Callable[[], Fresh]) -> Opened:
-    """Adopts what the store holds for this digest, else loads and stores anew."""
+    """Adopts what the store holds for this digest, else loads and stores anew.
+
+    Whether it is new does not tell which program judges: a start may be killed before replace().
+    """
     inherited = store.inherited()
     links = {name: fd for name, fd in inherited.items() if name.startswith("link_")}
     memory = _memory(inherited.get("memory"), store)
     digest = parameters.digest()
     kernel = _take(inherited, digest, parameters)
-    if kernel is not None:
-        return Opened(kernel, True, None, links, memory)
-    previous = _previous(inherited)
-    fresh = load()
-    kernel = Kernel(fresh.prog, fresh.maps, parameters)
-    for name, fd in _names(digest, kernel).items():
-        store.put(name, fd)
-    return Opened(kernel, False, previous, links, memory)
+    adopted = kernel is not None
+    previous = _previous(inherited, digest, {libbpf.link_info(fd).prog_id for fd in links.values()})
+    _drop_rest(inherited, {digest if adopted else "", previous[0] if previous else ""}, store)
+    if kernel is None:
+        fresh = load()
+        kernel = Kernel(fresh.prog, fresh.maps, parameters)
+        for name, fd in _names(digest, kernel).items():
+            store.put(name, fd)
+    return Opened(kernel, adopted, previous, links, memory)
 
 
-def replace(kernel: Kernel, previous: Kernel, links: Mapping[str, int]) -> None:
-    """Blocks first, then the program of every link, then the blocks that came meanwhile."""
-    _copy_blocks(previous, kernel)
-    for fd in links.values():
-        libbpf.link_update(fd, kernel.prog)
-    _copy_blocks(previous, kernel)
+def replace(kernel: Kernel, previous: Optional[Kernel], links: Iterable[int]) -> None:
+    """Blocks first, then the program of every link that has another, then the blocks that came meanwhile."""
+    own = libbpf.prog_id(kernel.prog)
+    if previous is not None:
+        _copy_blocks(previous, kernel)
+    for fd in links:
+        if libbpf.link_info(fd).prog_id != own:
+            libbpf.link_update(fd, kernel.prog)
+    if previous is not None:
+        _copy_blocks(previous, kernel)
 
 
 def forget(digest: str, previous: Kernel, store: Store) -> None:
@@ -81,22 +89,34 @@ def _take(inherited: Mapping[str, int], digest: str, parameters: program.Paramet
     return Kernel(prog, maps, parameters)
 
 
-def _previous(inherited: Mapping[str, int]) -> Optional[tuple[str, Kernel]]:
-    """A whole kernel half of another digest whose layouts are ours; its sizes are read off its maps."""
-    for name in inherited:
-        if not name.endswith(_PROG):
-            continue
-        digest = name[: -len(_PROG)]
+def _previous(inherited: Mapping[str, int], own: str, judging: set[int]) -> Optional[tuple[str, Kernel]]:
+    """A whole kernel half of another digest whose layouts are ours, one that judges before one that never did.
+
+    Its sizes are read off its maps.
+    """
+    digests = [name[: -len(_PROG)] for name in inherited if name.endswith(_PROG)]
+    for digest in sorted(digests, key=lambda each: libbpf.prog_id(inherited[each + _PROG]) not in judging):
         ring = inherited.get(f"{digest}{_MAP}connections")
         sets = inherited.get(f"{digest}{_MAP}trackers")
         blocks = inherited.get(f"{digest}{_MAP}blocks")
-        if ring is None or sets is None or blocks is None or not digest.endswith(f"v{program.LAYOUT}"):
+        if digest == own or ring is None or sets is None or blocks is None:
+            continue
+        if not digest.endswith(f"v{program.LAYOUT}"):
             continue
         sizes = [libbpf.max_entries(fd) for fd in (sets, blocks, ring)]
         kernel = _take(inherited, digest, program.Parameters(sizes[0] * 4, sizes[1], sizes[2], "auto"))
         if kernel is not None:
             return digest, kernel
     return None
+
+
+def _drop_rest(inherited: Mapping[str, int], kept: set[str], store: Store) -> None:
+    """Parts of kernel halves that nobody can use; a program that judges lives on through its link."""
+    for name, fd in inherited.items():
+        digest, separator, _ = name.partition("_")
+        if separator and digest != "link" and digest not in kept:
+            store.remove(name)
+            os.close(fd)
 
 
 def _copy_blocks(old: Kernel, new: Kernel) -> None:

@@ -49,6 +49,7 @@ def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loa
             [sys.executable, "-I", "-c", _CHILD, str(Path(__file__).resolve().parent.parent)]
             + [str(theirs.fileno()), str(sources), json.dumps(parameters._asdict())],
             pass_fds=[theirs.fileno()],
+            cwd="/",  # bcc fails where the folder we were started in is gone
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,

@@ -56,7 +56,8 @@ class Resident:
         self.settings = settings
         self.kernel = opened.kernel
         self.adopted = opened.adopted
-        self._has_blocks = opened.adopted or opened.previous is not None  # newer ones than the state file
+        begun = bool(self.kernel.settings().seed)  # else a start was killed before it put anything in
+        self._has_blocks = begun or opened.previous is not None  # newer ones than the state file
         self.memory = opened.memory
         self.directory = directory
         self.store = store
@@ -65,6 +66,8 @@ class Resident:
         self.mode_by_hand: Optional[str] = None
         self.ledger = Ledger(self.kernel.counters)
         note = self.memory.read()
+        if note.get("layout") != program.LAYOUT:
+            note = {}
         self.ledger.restore(note.get("ledger", {}))
         if not opened.adopted:
             self.ledger.names = {}
@@ -145,13 +148,14 @@ class Resident:
         self.lists.host = self._host(netlink.default_routes(), hosts)
         self.apply_lists()
         self.attachments.adopt(opened.links, self.links)
+        previous = opened.previous[1] if opened.previous else None
+        handover.replace(self.kernel, previous, [a.link for a in self.attachments.by_index.values()])
         if opened.previous is not None:
-            self._replace(opened, *opened.previous)
+            self._take_over(opened, *opened.previous)
         self.look_around(hosts)
 
-    def _replace(self, opened: Opened, digest: str, previous: Kernel) -> None:
+    def _take_over(self, opened: Opened, digest: str, previous: Kernel) -> None:
         """What the kernel half before has counted and recorded goes on under its interfaces' names."""
-        handover.replace(self.kernel, previous, opened.links)
         time.sleep(_SETTLE_S)
         names = {int(k): v for k, v in opened.memory.read().get("ledger", {}).get("names", {}).items()}
         for attachment, name in {**names, **self.ledger.names}.items():
@@ -328,6 +332,7 @@ class Resident:
     def _note(self) -> None:
         self.memory.write(
             {
+                "layout": program.LAYOUT,
                 "ledger": self.ledger.note(),
                 "losses": self.losses.told,
                 "refused": self.drain.refused,
