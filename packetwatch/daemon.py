@@ -108,7 +108,7 @@ class Daemon:
                 raise
             for each in fault.faults:
                 tell(str(each))
-            text = f"faulty configuration ({len(fault.faults)} faults): running with the last good settings"
+            text = "faulty configuration: running with the last good settings"
             tell(text)
             return good, text
 
@@ -266,7 +266,7 @@ class Daemon:
     def _status(self) -> str:
         r = self.resident
         watched = ", ".join(f"{a.name} ({a.mode})" for a in r.attachments.by_index.values())
-        faulty = "; last reload failed" if not r.reload.ok else ""
+        faulty = "" if r.reload.ok else "; " + r.reload.error.partition(":")[0]
         return f"{r.mode}, " + (f"watching {watched}" if watched else "waiting for an interface") + faulty
 
     def _look_around(self) -> None:
