@@ -6,6 +6,7 @@ from __future__ import annotations
 import pytest
 
 from tests.machine.machine import Machine, build_root
+from tests.machine.service import Service
 
 
 def pytest_collection_modifyitems(items):
@@ -32,3 +33,9 @@ def machine(root):
     with Machine(root) as machine:
         machine.install()
         yield machine
+
+
+@pytest.fixture
+def service(machine):
+    """Packetwatch's unit at its defaults: without state, not running."""
+    return Service(machine).begin()

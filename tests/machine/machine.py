@@ -193,7 +193,7 @@ class Machine:
 
     def inside(self, command: Command) -> list[str]:
         """The argv for subprocess.Popen that runs command inside."""
-        enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "--wd=/", "--"]
+        enter = ["nsenter", "-t", str(self.leader), "-m", "-u", "-i", "-n", "-p", "-C", "--wd", "--"]
         return [*enter, "env", "-i", "PATH=/usr/sbin:/usr/bin", "LANG=C.UTF-8", "HOME=/root", *map(str, command)]
 
     def beside(self, command: Command) -> list[str]:
