@@ -1,4 +1,4 @@
-/* SPDX-License-Identifier: GPL-2.0-only */
+/* SPDX-License-Identifier: Apache-2.0 */
 /*
  * What costs are told in: the least that a scan detector in XDP can do, and a program that does
  * nothing. IPv4 without options, one LRU lookup, four ports a source, one record. No local test, no
