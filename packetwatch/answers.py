@@ -51,8 +51,7 @@ class Answers:
         r = self._resident
         total, ailments, interfaces = r.ledger.total(), r.ailments(), self._interfaces()
         problems = [i["fault"] for i in interfaces if i["fault"]] + ailments
-        if r.reload.error:
-            problems.append(r.reload.error)
+        problems += filter(None, [r.reload.error, r.save_fault])
         return {
             "version": __version__,
             "pid": os.getpid(),

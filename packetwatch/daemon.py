@@ -37,9 +37,9 @@ class StartError(Exception):
 
 def run(inputs: configfiles.Inputs) -> int:
     """Runs until SIGTERM or SIGINT; returns the exit status."""
-    daemon: Optional[Daemon] = None
+    daemon = Daemon(inputs)
     try:
-        daemon = Daemon(inputs)
+        daemon.open()
         daemon.loop()
         return 0
     except config.ConfigError as fault:
@@ -56,8 +56,7 @@ def run(inputs: configfiles.Inputs) -> int:
         tell(f"{fault.filename or 'packetwatch'}: {fault.strerror or fault}")
         return 1
     finally:
-        if daemon is not None:
-            daemon.close()
+        daemon.close()
 
 
 class Daemon:
@@ -77,6 +76,7 @@ class Daemon:
         self._exporter: Optional[metrics.Exporter] = None
         self._signals()
 
+    def open(self) -> None:
         settings, fault = self._settings()
         self._begun_with = settings
         directory = state.Directory(settings.state)
@@ -86,7 +86,7 @@ class Daemon:
         self.resident = Resident(settings, opened, self.store, directory)
         if fault:
             self.resident.reload = Reload(False, 0, fault)
-        if "mode" in inputs.flags:
+        if "mode" in self.inputs.flags:
             saved = saved._replace(mode=None)  # what is said on this command line is newer
         self.resident.restore(saved)
         if aside:

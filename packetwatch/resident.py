@@ -79,6 +79,7 @@ class Resident:
         self.blocks_by_hand: int = note.get("blocks_by_hand", 0)
         self.links: list[netlink.Link] = []
         self.unsaved = False
+        self.save_fault = ""  #: why the state is not on the disk; it is tried again
         self._seed = self.kernel.settings().seed or int.from_bytes(os.urandom(8), "little")
         self.folds = Folds(self.kernel, self.ledger, self.say, opened.adopted)
         self.drops = Drops(self.kernel, self.ledger, self.say, self.started_ns)
@@ -353,9 +354,12 @@ class Resident:
         )
         try:
             self.directory.save(saved)
-            self.unsaved = False
-        except OSError as fault:
-            self.say("loss", where="state", count=0, message=f"{self.directory.path}: {fault.strerror}")
+            self.unsaved, fault = False, ""
+        except OSError as error:
+            fault = f"blocks and lists cannot be saved in {self.directory.path}: {error.strerror}"
+        if fault != self.save_fault:
+            tell(fault or f"blocks and lists are saved again in {self.directory.path}")
+            self.save_fault = fault
 
     # health
 

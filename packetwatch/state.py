@@ -135,7 +135,7 @@ class Directory:
         text = self._read(self.path / "last-good.json")
         try:
             data = json.loads(text) if text is not None else None
-        except ValueError:
+        except (ValueError, RecursionError):
             return None
         return data if isinstance(data, dict) else None
 
