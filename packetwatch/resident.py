@@ -354,9 +354,10 @@ class Resident:
         )
         try:
             self.directory.save(saved)
-            self.unsaved, fault = False, ""
+            fault = ""
         except OSError as error:
             fault = f"blocks and lists cannot be saved in {self.directory.path}: {error.strerror}"
+        self.unsaved = bool(fault)
         if fault != self.save_fault:
             tell(fault or f"blocks and lists are saved again in {self.directory.path}")
             self.save_fault = fault
