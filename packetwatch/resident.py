@@ -103,7 +103,7 @@ class Resident:
     def apply_settings(self) -> None:
         """Puts what the kernel half reads in force; takes effect with the next packet."""
         s = self.settings
-        rate = min(s.log_fold_rate, _SAVING_RATE) if self.budget.saving else s.log_fold_rate
+        rate = _SAVING_RATE if self.budget.saving else s.log_fold_rate
         interval = SECOND // rate if rate else 0
         frames = self.kernel.parameters.ring_bytes // self.kernel.connections.frame
         per_cpu = max(1, frames // (4 * (os.cpu_count() or 1)))

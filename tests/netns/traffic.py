@@ -103,7 +103,8 @@ def flood(wire, count, ipv6, port, sources):
     build, source, destination = (frames.ipv6, FORGED6, HOST6) if ipv6 else (frames.ipv4, FORGED4, HOST4)
     packet = build(source, destination, frames.tcp(source, destination, 40000, port))
     frame = frames.ethernet(packet, frames.mac(wire.host.mac("v0")), frames.mac(wire.outside.mac("v1")))
-    defines = f"#define SOURCE_END {38 if ipv6 else 30}\n#define SOURCE_MASK {hex(min(sources, 1 << 32) - 1)}U\n"
+    most = 1 << (32 if ipv6 else 17)
+    defines = f"#define SOURCE_END {38 if ipv6 else 30}\n#define SOURCE_MASK {hex(min(sources, most) - 1)}U\n"
     (prog,) = harness.load_text(defines + GENERATOR.read_text(), harness.CLOCKED, "generate", [])
     try:
         with wire.outside.enter():
