@@ -82,17 +82,29 @@ def _unreadable(path: str, error: OSError) -> Fault:
 
 
 def socket_path(inputs: Inputs) -> str:
-    """Where a resident with these settings listens: faults elsewhere in them do not hide it, and files that
-    this user may not read do not count.
+    """Where a resident with these settings listens."""
+    return _despite_faults(inputs, "socket").socket
+
+
+def state_path(inputs: Inputs) -> str:
+    """Where a resident with these settings keeps its state."""
+    return _despite_faults(inputs, "state").state
+
+
+def _despite_faults(inputs: Inputs, key: str) -> config.Settings:
+    """Good for that one setting: faults elsewhere do not hide it, and files that this user may not read do not count.
+
+    Raises ConfigError where the environment or the command line has a fault in it.
     """
-    environ = {name: text for name, text in inputs.environ.items() if name == config.variable("socket")}
+    environ = {name: text for name, text in inputs.environ.items() if name == config.variable(key)}
+    flags = {name: texts for name, texts in inputs.flags.items() if name == key}
     found = files(inputs.config_path, [])
     for _ in range(MOST_ROUNDS):
         try:
-            return config.load(found, environ, inputs.flags).socket
+            return config.load(found, environ, flags)
         except ConfigError as error:
             found = _without(found, error.faults)
-    return config.load([], environ, inputs.flags).socket
+    return config.load([], environ, flags)
 
 
 def _without(found: Iterable[File], faults: Iterable[Fault]) -> list[File]:

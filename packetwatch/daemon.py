@@ -114,11 +114,7 @@ class Daemon:
 
     def _last_good(self) -> Optional[Settings]:
         try:
-            only_flags = config.load([], {}, self.inputs.flags)
-        except config.ConfigError:
-            only_flags = Settings()
-        try:
-            kept = state.Directory(only_flags.state).load_inputs()
+            kept = state.Directory(configfiles.state_path(self.inputs)).load_inputs()
             return config.load([("last-good.json", str(kept["settings"]))], {}, {}) if kept else None
         except (state.StateError, config.ConfigError, KeyError):
             return None
