@@ -46,7 +46,7 @@ def reexec(service):
 
 @pytest.mark.parametrize("again", (restart, kill, reexec))
 def test_no_packet_goes_unjudged(protected, again):
-    """Two sources connect all the time, one of them blocked: all that was sent is counted, none of hers came through."""
+    """Two sources connect all the time, one of them blocked: all they sent is counted, and she never got through."""
     link, before = protected.link(), protected.status()["ledger"]["syns"]
     with protected.traffic(SOMEBODY, SCANNER) as traffic:
         time.sleep(0.3)
