@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import os
-import re
 import socket
 
 import pytest
@@ -16,6 +15,7 @@ from .resident import wait_for
 from .traffic import CLOSED, HOST4, SILENT, knock
 
 QUIET = "log.format = json\nmetrics.listen = off\n"
+ORIGINS = {"PW_IFDEV": "eth1", "PW_PORTSCAN_PORT_THRESHOLD": "2", "PW_PROMETHEUS_PORT": "9779"}
 PASS_ALL = "int pass_all(struct xdp_md *ctx) { return XDP_PASS; }"
 
 
@@ -117,17 +117,6 @@ def test_the_default_route_is_followed(resident, netns, veth):
     becomes(watch, {"eth1": "native"})
 
 
-@pytest.mark.parametrize("mode, carried", [("auto", "native"), ("native", "native"), ("generic", "generic")])
-def test_the_mode_in_force_is_told(resident, pair, mode, carried):
-    host, outside = pair
-    watch = resident(host, QUIET + f"interface = eth0\nxdp.mode = {mode}")
-    assert watched(watch) == {"eth0": carried}
-    assert re.search(f"xdp{'generic' if carried == 'generic' else ''}[ /]", host.ip("link show eth0"))
-    assert watch.record("start", in_iface="eth0")["message"] == f"watching eth0, XDP mode {carried}"
-    assert reaches(outside) == CLOSED
-    watch.record("connection", in_iface="eth0")
-
-
 def test_native_where_there_is_none_is_a_clear_refusal(resident, netns):
     host = netns()
     watch = resident(host, QUIET + "interface = lo\nxdp.mode = native")
@@ -138,20 +127,32 @@ def test_native_where_there_is_none_is_a_clear_refusal(resident, netns):
     assert faults(watch)["lo"] in watch.errors()
 
 
-@pytest.mark.parametrize("mode", ["native", "generic"])
-def test_a_foreign_program_is_named_and_left_alone(resident, pair, mode):
+def test_a_foreign_program_is_named_and_left_alone(resident, pair):
+    """At the start by name; later, with fewer rights, by id and mode and the command that shows the rest."""
     host, _ = pair
-    with foreign_program(host, "eth0", mode) as number:
-        watch = resident(host, QUIET + "interface = eth0")
-        fault = (
-            f"eth0: another XDP program is attached (id {number}, name pass_all, {mode}); "
-            f"`bpftool prog show id {number}` shows it; "
-            "end its owner, or remove it with `ip link set dev eth0 xdp off`"
-        )
-        assert faults(watch)["eth0"] == fault and watch.errors().count(fault) == 1
-        assert "NOT WORKING" in watch.done("status")
+    with foreign_program(host, "eth0", "generic") as number:
+        watch = resident(host, QUIET + "interface = eth0 lo")
+        told = foreign(f"{number}, name pass_all, generic", number)
+        assert faults(watch)["eth0"] == told and watch.errors() == f"packetwatch: {told}\n"
+        assert f"eth0: NOT WATCHED ({told})" in watch.done("status")
         assert f"prog/xdp id {number}" in host.ip("link show eth0")
-    becomes(watch, {"eth0": "native"})
+    becomes(watch, {"eth0": "native", "lo": "generic"})
+    watch.write(QUIET + "interface = lo")
+    watch.done("reload")
+    assert "xdp" not in host.ip("link show eth0")
+    with foreign_program(host, "eth0", "native") as number:
+        watch.write(QUIET + "interface = eth0 lo")
+        watch.done("reload")
+        assert faults(watch)["eth0"] == foreign(f"{number}, native", number)
+    becomes(watch, {"eth0": "native", "lo": "generic"})
+    assert watch.record("start", in_iface="eth0")["message"] == "watching eth0, XDP mode native"
+
+
+def foreign(which, number):
+    return (
+        f"eth0: another XDP program is attached (id {which}); `bpftool prog show id {number}` shows it; "
+        "end its owner, or remove it with `ip link set dev eth0 xdp off`"
+    )
 
 
 class foreign_program:
@@ -186,29 +187,22 @@ def test_a_program_taken_off_is_put_back(resident, pair):
 
 
 def test_two_residents_do_not_touch_each_other(resident, netns, veth):
+    """The second one is told what to do as the program before this one was."""
     host, outside = netns(), netns()
     veth(host, "eth0", outside, "far0", ["192.0.2.1/24"], ["192.0.2.2/24"])
     veth(host, "eth1", outside, "far1", ["198.51.100.1/24"], ["198.51.100.2/24"])
     first = resident(host, QUIET + "interface = eth0")
-    second = resident(host, QUIET + "interface = eth1")
+    second = resident(host, QUIET, env=ORIGINS)
+    assert second.status()["metrics"] == ["127.0.0.1:9779"]
     with outside.enter():
         for port in (1, 2, 3, 4):
             last = knock("192.0.2.2", "192.0.2.1", port)
         assert last == SILENT
-        assert [knock("198.51.100.2", "198.51.100.1", port) for port in (1, 2)] == [CLOSED, CLOSED]
+        assert [knock("198.51.100.2", "198.51.100.1", port) for port in (1, 2, 3)] == [CLOSED, CLOSED, SILENT]
     first.record("block", src_ip="192.0.2.2")
     assert {record["in_iface"] for record in first.records("connection")} == {"eth0"}
     second.record("connection", src_ip="198.51.100.2", dest_port=2)
-    assert second.answer("block", "list") == [] and not second.records("connection", in_iface="eth0")
+    assert [entry["prefix"] for entry in second.answer("block", "list")] == ["198.51.100.2"]
+    assert not second.records("connection", in_iface="eth0")
     assert first.stop() == 0
     assert watched(second) == {"eth1": "native"} and "xdp" not in host.ip("link show eth0")
-
-
-def test_two_residents_on_one_interface(resident, pair):
-    host, _ = pair
-    first = resident(host, QUIET + "interface = eth0")
-    second = resident(host, QUIET + "interface = eth0")
-    number = first.status()["interfaces"][0]["program_id"]
-    assert f"another XDP program is attached (id {number}, name packetwatch, native)" in faults(second)["eth0"]
-    assert first.stop() == 0
-    becomes(second, {"eth0": "native"})
