@@ -306,9 +306,10 @@ DISCARDED = [
     row("first fragment of 14 bytes", v4_first_and_rest(14, 16), "fragment", OTHER),
     row("first fragment of 8 bytes, IPv6", v6_fragments(8), "fragment", OTHER, OTHER),
     row("first fragment of 22 bytes, IPv6", v6_raw(SYN_BYTES + b"xx", f.fragment_header(0, True)), "fragment"),
-    row("fragment at 8 that looks like a SYN", v4_raw(SYN_BYTES, offset=8), OTHER),
+    *(row(f"fragment at {8 << n} that looks like a SYN", v4_raw(SYN_BYTES, offset=8 << n), OTHER) for n in range(13)),
     row("fragment at 65528 that looks like a SYN", v4_raw(SYN_BYTES[:7], offset=65528), OTHER),
-    row("fragment at 8 that looks like a SYN, IPv6", v6_raw(SYN_BYTES, f.fragment_header(8)), OTHER),
+    *(row(f"fragment at {8 << n} that looks like a SYN, IPv6", v6_raw(SYN_BYTES, f.fragment_header(8 << n)), OTHER)
+      for n in range(13)),
     row("fragment in the middle that looks like a SYN", v4_raw(SYN_BYTES + bytes(4), offset=64, more=True), OTHER),
     row("UDP", v4_raw(SYN_BYTES, proto=f.UDP), OTHER),
     row("UDP, IPv6", v6_raw(SYN_BYTES, last=f.UDP), OTHER),

@@ -450,6 +450,14 @@ def test_where_the_mac_is_not_tested_only_group_addresses_are_foreign(host):
     assert host.counters().ignored == (0, 0, 3, 0)
 
 
+@pytest.mark.parametrize("byte", range(6))
+def test_a_mac_that_differs_in_one_byte_is_foreign(host, byte):
+    mac = bytearray(harness.MAC)
+    mac[byte] ^= 4
+    host.run(bytes(mac) + traffic.frame(A, 80)[6:])
+    assert host.counters().ignored == (0, 0, 1, 0) and not host.records()
+
+
 @pytest.mark.parametrize("source, destination, legal", [
     ("127.0.0.1", "127.0.0.1", True),
     ("127.9.9.9", traffic.HOST4, True),
