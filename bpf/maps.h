@@ -114,6 +114,10 @@ struct tracker_set {
 	struct tracker ways[TRACKER_WAYS];
 };
 
+struct option_bytes { /* per CPU: scratch of the header walk */
+	__be32 words[IP_OPTION_ROOM / 4];
+};
+
 struct fold_key { /* fields that a level does not tell apart are 0 */
 	union address saddr;
 	__be16 dport;

@@ -56,6 +56,7 @@ enum walk {
 	WALK_SYN,
 	WALK_MALFORMED, /* packet.reason is an enum malformed */
 	WALK_IGNORED, /* packet.reason is an enum ignored */
+	WALK_OPTIONS, /* WALK_SYN, unless judge_options() says otherwise */
 };
 
 union address { /* IPv6, or IPv4 as ::ffff:a.b.c.d; network byte order */
@@ -71,6 +72,8 @@ struct packet {
 	__be16 dport;
 	__u8 ipv6; /* read off the version field, so that the verifier sees one way, not two */
 	__u8 reason;
+	__u8 options_off; /* of IPv4 options, from the start of the frame */
+	__u8 options_bytes; /* 0..40 */
 };
 
 struct vlan_tag {
@@ -131,7 +134,10 @@ static __always_inline enum walk take_ports(const struct tcp_start *tcp, __u32 s
 	return WALK_SYN;
 }
 
-#define IP_OPTION_WORDS 10
+#define IP_OPTION_BYTES 40
+#define IP_OPTION_ROOM 64 /* a power of two, so that a mask keeps within it */
+#define IP_OPTION_END 0
+#define IP_OPTION_NONE 1
 #define IP_OPTION_RECORD_ROUTE 7
 #define IP_OPTION_TIMESTAMP 68
 #define IP_OPTION_LOOSE_ROUTE 131
@@ -150,56 +156,47 @@ static __always_inline __u64 below(__u64 a, __u64 b)
 }
 
 /* Whether a host drops for what the option holds; `seen` remembers those that may stand there once. */
-static __always_inline __u64 is_bad_option(const __u8 *option, __u64 *seen)
+static __always_inline __u64 is_bad_option(__u64 kind, __u64 length, __u64 pointer, __u64 last, __u64 *seen)
 {
-	__u64 kind = option[0], length = option[1], pointer = option[2], flags = option[3] & 15;
+	__u64 flags = last & 15, overflows = last >> 4;
 	__u64 route = equal(kind, IP_OPTION_RECORD_ROUTE), time = equal(kind, IP_OPTION_TIMESTAMP);
 	__u64 once = route | time << 1, room = below(pointer, length + 1);
 	__u64 place = 3 + 4 * (time & (equal(flags, 1) | equal(flags, 3))); /* an address besides */
-	__u64 overflow = (room ^ 1) & (equal(flags, 3) ^ 1) & equal(option[3] >> 4, 15);
+	__u64 overflow = (room ^ 1) & (equal(flags, 3) ^ 1) & equal(overflows, 15);
 	__u64 bad = (route | time) & (below(length, 3 + time) | below(pointer, 4 + time));
 
 	bad |= (route | time) & room & below(length, pointer + place);
 	bad |= (*seen & once) | (time & overflow);
 	bad |= equal(kind, IP_OPTION_ROUTER_ALERT) & below(length, 4);
 	*seen |= once;
-	barrier_var(bad);
 	return bad;
 }
 
 /*
  * ip_options_compile() in net/ipv4/ip_options.c, as far as a default host drops for it; CIPSO is
- * left out. The bytes are copied first and then read at fixed places: a moving packet offset
- * costs the verifier more than the million instructions it has.
+ * left out. `o` is a copy of IP_OPTION_ROOM bytes in a map, which alone may be read at a place
+ * that the verifier knows only the bounds of; in the packet or on the stack it would walk every
+ * combination of options.
  */
-static __always_inline enum walk walk_ip_options(const __be32 *words, void *data_end, __u32 length, struct packet *p)
+static __always_inline enum walk judge_options(const __u8 *o, struct packet *p)
 {
-	__be32 copy[IP_OPTION_WORDS + 1] = {};
-	__u8 *options = (__u8 *)copy;
-	__u64 seen = 0, bad = 0;
-	__u32 next = 0;
+	__u64 at = 0, seen = 0, bad = 0, length = p->options_bytes;
 
-	for (__u32 i = 0; i < IP_OPTION_WORDS && i * 4 < length; i++) {
-		if ((void *)(words + i + 1) > data_end)
-			return malformed(p, MALFORMED_TRUNCATED);
-		copy[i] = words[i];
-	}
-	for (__u32 i = 0; i < IP_OPTION_WORDS * 4; i++) {
-		if (i != next)
-			continue;
-		next = i + 1;
-		if (i >= length || options[i] == 0)
+	for (int i = 0; i < IP_OPTION_BYTES; i++) {
+		__u64 kind = o[at & (IP_OPTION_ROOM - 1)], size = o[(at + 1) & (IP_OPTION_ROOM - 1)];
+		__u64 none = equal(kind, IP_OPTION_NONE);
+
+		if (at >= length || kind == IP_OPTION_END)
 			break;
-		if (options[i] == 1)
-			continue;
-		if (options[i + 1] < 2 || i + options[i + 1] > length)
+		if ((none ^ 1) & (below(size, 2) | below(length, at + size)))
 			return malformed(p, MALFORMED_IP_OPTIONS);
-		bad |= is_bad_option(options + i, &seen);
-		if (options[i] == IP_OPTION_LOOSE_ROUTE || options[i] == IP_OPTION_STRICT_ROUTE) {
+		if (kind == IP_OPTION_LOOSE_ROUTE || kind == IP_OPTION_STRICT_ROUTE) {
 			p->reason = IGNORED_SOURCE_ROUTE;
 			return WALK_IGNORED;
 		}
-		next = i + options[i + 1];
+		bad |= is_bad_option(kind, size, o[(at + 2) & (IP_OPTION_ROOM - 1)], o[(at + 3) & (IP_OPTION_ROOM - 1)],
+				     &seen);
+		at += none + (none ^ 1) * size;
 	}
 	return bad ? malformed(p, MALFORMED_IP_OPTIONS) : WALK_SYN;
 }
@@ -247,9 +244,9 @@ static __always_inline enum walk walk_ipv4(void *data, void *data_end, __u64 off
 	p->daddr.halves[0] = 0;
 	p->daddr.words[2] = bpf_htonl(0xffff);
 	p->daddr.words[3] = ip->daddr;
-	if (header > sizeof(*ip))
-		return walk_ip_options((__be32 *)(ip + 1), data_end, header - sizeof(*ip), p);
-	return WALK_SYN;
+	p->options_off = off + sizeof(*ip);
+	p->options_bytes = header - sizeof(*ip);
+	return p->options_bytes ? WALK_OPTIONS : WALK_SYN;
 }
 
 static __always_inline int is_extension(__u8 next)

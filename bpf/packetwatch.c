@@ -19,6 +19,7 @@ BPF_ARRAY(trackers, struct tracker_set, TRACKER_SETS);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_source, FOLDS);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_port, FOLDS);
 BPF_PERCPU_ARRAY(folds_by_interface, struct fold, ATTACHMENTS * 2);
+BPF_PERCPU_ARRAY(options, struct option_bytes, 1);
 BPF_RINGBUF_OUTPUT(connections, CONNECTIONS_PAGES);
 BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 
@@ -71,6 +72,23 @@ static __always_inline void *frame_end(struct xdp_md *ctx)
 }
 
 /* A group address is never ours: TCP takes no broadcast. */
+static __always_inline enum walk walk_options(struct xdp_md *ctx, struct packet *p)
+{
+	__be32 *words = frame_start(ctx) + (p->options_off & 0x7f);
+	struct option_bytes *copy;
+	int zero = 0;
+
+	copy = options.lookup(&zero);
+	if (!copy)
+		return WALK_OTHER;
+	for (int i = 0; i < IP_OPTION_BYTES / 4; i++) {
+		if ((void *)(words + i + 1) > frame_end(ctx))
+			break; /* of what follows the options there need not be as much */
+		copy->words[i] = words[i];
+	}
+	return judge_options((__u8 *)copy, p);
+}
+
 static __always_inline int is_foreign_mac(struct xdp_md *ctx, const struct attachment *at)
 {
 	__u8 *mac = frame_start(ctx);
@@ -331,6 +349,18 @@ static __always_inline __u32 move_to_front(struct tracker *way, __u64 now, __u16
 	return SCAN_SLOTS;
 }
 
+static __always_inline void copy_ports(__u16 *ports, const __u64 *slots, __u32 count)
+{
+	for (__u32 i = 0; i < SCAN_SLOTS; i++) {
+		__u32 at = i;
+
+		barrier_var(at); /* else clang counts down from `count`, and the verifier has no bound */
+		if (i >= count)
+			break;
+		ports[at & (SCAN_SLOTS - 1)] = slots[at & (SCAN_SLOTS - 1)];
+	}
+}
+
 /*
  * The order between CPUs is that of the lock: a SYN that takes it after the one that completed
  * the scan is blocked even if the block has not reached `blocks` yet. Once that can no longer be
@@ -370,9 +400,8 @@ static __always_inline enum verdict track(const struct packet *p, const struct j
 	if (reached >= j->set->ports) {
 		verdict = VERDICT_SCAN;
 		__builtin_memset(alert, 0, sizeof(*alert));
-		for (int i = 0; i < SCAN_SLOTS && i < reached; i++)
-			alert->ports[i] = way->slots[i];
-		alert->port_count = reached;
+		copy_ports(alert->ports, way->slots, j->set->ports);
+		alert->port_count = j->set->ports;
 		way->slots[0] = 0;
 		way->blocked_ns = now;
 	}
@@ -476,6 +505,8 @@ int packetwatch(struct xdp_md *ctx)
 
 	off = walk_tags(frame_start(ctx), frame_end(ctx), &proto);
 	walk = walk_network(frame_start(ctx), frame_end(ctx), off, proto, &packet);
+	if (walk == WALK_OPTIONS)
+		walk = walk_options(ctx, &packet);
 	if (walk == WALK_OTHER)
 		return XDP_PASS;
 	j.at = find_attachment(ctx->ingress_ifindex);

@@ -37,6 +37,7 @@ MAPS = (
     "folds_by_source",
     "folds_by_port",
     "folds_by_interface",
+    "options",
     "connections",
     "alerts",
 )
