@@ -170,11 +170,14 @@ class Kernel:
 
     # counters
 
-    def counters(self, attachment: int) -> Counters:
-        size = COUNTER_WORDS * 8
-        value = libbpf.lookup(self.maps["counters"], _U32.pack(attachment), size * self._cpus)
+    def raw_counters(self, attachment: int) -> bytes:
+        """Every CPU's, as they lie in the map: to see whether any has changed."""
+        value = libbpf.lookup(self.maps["counters"], _U32.pack(attachment), COUNTER_WORDS * 8 * self._cpus)
         assert value is not None
-        words = struct.unpack(f"={COUNTER_WORDS * self._cpus}Q", value)
+        return value
+
+    def counters(self, attachment: int) -> Counters:
+        words = struct.unpack(f"={COUNTER_WORDS * self._cpus}Q", self.raw_counters(attachment))
         return Counters.of(tuple(sum(words[i::COUNTER_WORDS]) for i in range(COUNTER_WORDS)))
 
     def clear_counters(self, attachment: int) -> None:

@@ -27,6 +27,8 @@ from packetwatch.store import Store
 _SETTLE_S = 0.05  # in which a packet that met the old settings or program is through
 _SAVING_RATE = 1  # single records a second and interface while the day's size is used up
 _SAVING_SUMMARY_NS = 60 * SECOND
+_QUIET_AFTER_NS = 5 * SECOND
+_LOOK_EVERY_NS = 10 * SECOND
 _SAVE_EVERY_NS = 5 * SECOND
 _SAVING = "log.daily_size is used up: connections are summed per minute until there is room again"
 _SAVED = "log.daily_size has room again: connections are recorded one by one"
@@ -88,6 +90,8 @@ class Resident:
         self._next_end_ns = 1  # CLOCK_BOOTTIME of the next end of a block; 0: none; 1: look
         self._ended: set[bytes] = set()
         self._spent = 0
+        self._counters: Any = None  # as they were a second ago
+        self._quiet_ns = self._looked_ns = 0
         self._tracked_count = self._tracked_due_ns = 0
 
     # settings
@@ -287,13 +291,26 @@ class Resident:
     def housekeeping(self) -> None:
         now = clock.boot_ns()
         self._tell_ends(now)
-        self.folds.tell(now, _SAVING_SUMMARY_NS if self.budget.saving else SECOND)
-        self.drops.tell(now, self.shown_mode())
-        self.losses.tell(now, self.drain)
+        if self._is_busy(now):
+            self.folds.tell(now, _SAVING_SUMMARY_NS if self.budget.saving else SECOND)
+            self.drops.tell(now, self.shown_mode())
+            self.losses.tell(now, self.drain)
+            self._note()
         self._save_space(now)
-        self._note()
         if self.unsaved and now - self._saved_ns >= _SAVE_EVERY_NS:
             self.save()
+
+    def _is_busy(self, now: int) -> bool:
+        """Whether a counter has moved a moment ago. Where none has, a look every ten seconds is enough."""
+        counters = [self.kernel.raw_counters(number) for number in self.ledger.names], dict(self.drain.refused)
+        if counters != self._counters:
+            self._counters, self._quiet_ns = counters, now + _QUIET_AFTER_NS
+        if now < self._quiet_ns:
+            return True
+        if now < self._looked_ns + _LOOK_EVERY_NS:
+            return False
+        self._looked_ns = now
+        return True
 
     def _tell_ends(self, now: int) -> None:
         for manual in self.lists.expired(now):
