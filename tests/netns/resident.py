@@ -187,7 +187,10 @@ class Resident:
         """Descriptors of its maps by name, taken from the process; close() them."""
         found = {}
         for name in os.listdir(f"/proc/{self.pid}/fdinfo"):
-            info = Path(f"/proc/{self.pid}/fdinfo/{name}").read_text()
+            try:
+                info = Path(f"/proc/{self.pid}/fdinfo/{name}").read_text()
+            except FileNotFoundError:
+                continue  # one for a moment only
             match = re.search(r"^map_id:\s+(\d+)", info, re.M)
             if match:
                 fd = libbpf._call("bpf_map_get_fd_by_id", ctypes.c_uint32(int(match[1])))

@@ -34,7 +34,7 @@ def test_the_text_log_line_by_line(resident, wire):
         watch.line(f"{TIME}: Unblocked {source} .*")
     host = re.escape(source)
     expected = [
-        f"{TIME}: Started on v0: watching v0, XDP mode native; local times are IST \\(UTC\\+0530\\)",
+        f"{TIME}: Started in enforce mode on v0: watching v0, XDP mode native; local times are IST \\(UTC\\+0530\\)",
         f"{TIME}: Started in enforce mode: watching v0; .*; local times are IST \\(UTC\\+0530\\)",
         f"{TIME}: New connection: {host}:\\d+ -> {HOST4}:80",
         f"{TIME}: New connection: {host}:\\d+ -> {HOST4}:81",
@@ -59,7 +59,7 @@ def test_auto_is_text_on_a_terminal_and_json_in_a_pipe(resident, wire):
     on_terminal = resident(wire.host, QUIET, stdout=theirs)
     os.close(theirs)
     assert on_terminal.status()["log_format"] == "text"
-    assert re.match(TIME + ": Started on v0", os.read(ours, 4096).decode())
+    assert re.match(TIME + ": Started in enforce mode on v0", os.read(ours, 4096).decode())
     assert on_terminal.stop() == 0
     os.close(ours)
     in_a_pipe = resident(wire.host, QUIET)

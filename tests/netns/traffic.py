@@ -21,6 +21,7 @@ HOST4, HOST6 = "192.0.2.1", "2001:db8::1"
 OUT4, OUT6 = "192.0.2.2", "2001:db8::2"
 FORGED4, FORGED6 = "198.18.0.0", "2001:db8:f::"
 OPEN, CLOSED, SILENT = "open", "closed", "silent"
+WAIT_S = 0.4  # less than what it takes TCP to try again
 LIVE_FRAMES = 1 << 1  # linux/bpf.h: BPF_F_TEST_XDP_LIVE_FRAMES
 GENERATOR = Path(__file__).with_name("generator.c")
 
@@ -38,12 +39,19 @@ class Wire:
         self.host.add()
         self.outside.add()
         connect(self.host, "v0", self.outside, "v1", (f"{HOST4}/24", f"{HOST6}/64"), (f"{OUT4}/24", f"{OUT6}/64"))
+        for ns, name, peer, other, addresses in self._neighbours():
+            for address in addresses:  # no resolution: the first SYN is answered as fast as any
+                ns.ip(f"neigh replace {address} lladdr {peer.mac(other)} dev {name} nud permanent")
         self.outside.ip("route add local 198.51.100.0/24 dev lo")
         self.outside.ip("-6 route add local 2001:db8:5::/64 dev lo")
         self.outside.sysctl("net.ipv6.ip_nonlocal_bind", 1)
         self.host.ip(f"route add 198.51.100.0/24 via {OUT4}")
         self.host.ip(f"-6 route add 2001:db8:5::/64 via {OUT6}")
         return self
+
+    def _neighbours(self):
+        yield self.host, "v0", self.outside, "v1", (OUT4, OUT6)
+        yield self.outside, "v1", self.host, "v0", (HOST4, HOST6)
 
     def remove(self):
         self.host.remove()
@@ -58,7 +66,7 @@ class Wire:
         """A listener on the watched side."""
         return listen(self.host, HOST6 if ipv6 else HOST4, port)
 
-    def knock(self, source, *ports, to=None, wait_s=0.3):
+    def knock(self, source, *ports, to=None, wait_s=WAIT_S):
         """What becomes of one connection to each port, in order."""
         destination = to or (HOST6 if ":" in source else HOST4)
         with self.outside.enter():
@@ -82,7 +90,7 @@ def family(address):
     return socket.AF_INET6 if ":" in address else socket.AF_INET
 
 
-def knock(source, destination, port, wait_s=0.3):
+def knock(source, destination, port, wait_s=WAIT_S):
     """One SYN; what the other side says within the time."""
     link = begin(source, destination, port)
     with link:
