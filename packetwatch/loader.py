@@ -11,6 +11,7 @@ import json
 import os
 import platform
 import re
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,8 @@ from packetwatch import libbpf, program
 _MESSAGE_BYTES = 1 << 16
 _CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from packetwatch import loader; loader.main(sys.argv[2:])"
 _TIME_LIMIT_S = 60
+_LAST_BYTES = 1 << 16  # of what LLVM and the verifier print: a refusal stands at the end
+_REPORT = "report it with this line, please"
 
 
 class LoadError(Exception):
@@ -65,11 +68,18 @@ def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loa
     if "error" in answer:
         raise LoadError(answer["error"], answer["hint"])
     if len(fds) != len(program.MAPS) + 1:
-        last = (errors.strip().splitlines() or ["no answer within a minute"])[-1]
-        raise LoadError(f"the loader ended without a program: {last}", "run `packetwatch check --load` for its output")
+        raise LoadError(f"the loader ended without a program: {_last_words(child.returncode, errors)}", "try again")
     for fd in fds:
         os.set_inheritable(fd, False)
     return Loaded(fds[0], dict(zip(program.MAPS, fds[1:])), answer["headers"])
+
+
+def _last_words(status: int, errors: str) -> str:
+    if status == -signal.SIGKILL:
+        return f"killed; out of memory, or no answer within {_TIME_LIMIT_S} seconds"
+    if status < 0:
+        return f"killed by signal {-status}"
+    return (errors.strip().splitlines() or [f"exit status {status}"])[-1]
 
 
 def main(arguments: list[str]) -> None:
@@ -150,7 +160,11 @@ def _map_fd(built: Any, name: str) -> int:
 
 def _explain(fault: Exception, printed: str) -> LoadError:
     """The kernel's or the compiler's words, as one sentence and a next step."""
-    if re.search(r"Operation not permitted|EPERM|Permission denied", printed + str(fault)) and "verif" not in printed:
+    refused = re.search(r"^processed \d+ insns", printed, re.M)
+    if refused:
+        lines = printed[: refused.start()].strip().splitlines()
+        return LoadError(f"the kernel's verifier refuses the kernel half: {lines[-1] if lines else fault}", _REPORT)
+    if re.search(r"Operation not permitted|Permission denied", printed + str(fault)):
         return LoadError(
             "the kernel refuses bpf(2): not permitted",
             "run as root, or with CAP_BPF, CAP_NET_ADMIN and CAP_PERFMON",
@@ -160,7 +174,7 @@ def _explain(fault: Exception, printed: str) -> LoadError:
             f"kernel {platform.release()} has no BPF ring buffer", "Packetwatch needs Linux 5.10 or newer"
         )
     first = next((line for line in printed.splitlines() if "error:" in line), "") or str(fault)
-    return LoadError(f"the kernel half does not compile or load: {first.strip()}", "report it with this line, please")
+    return LoadError(f"the kernel half does not compile or load: {first.strip()}", _REPORT)
 
 
 class _captured_stderr:
@@ -174,7 +188,8 @@ class _captured_stderr:
 
     def text(self) -> str:
         assert self._file is not None
-        return os.pread(self._file, 1 << 16, 0).decode(errors="replace")
+        size = os.fstat(self._file).st_size
+        return os.pread(self._file, _LAST_BYTES, max(0, size - _LAST_BYTES)).decode(errors="replace")
 
     def __exit__(self, *_: object) -> None:
         os.dup2(self._kept, 2)

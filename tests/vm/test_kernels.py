@@ -56,12 +56,9 @@ def test_the_guest_is_what_it_should_be(guest):
     assert found and found[1].startswith(kernel) and found[2].startswith(python), output
 
 
-# Strict: whoever mends it is told, and takes the mark away.
-@pytest.mark.xfail(strict=True, reason="the verifiers of 5.10 and 6.1 refuse loops whose bound clang hides")
 def test_the_kernel_half_loads(guest):
     assert "\nload: ok\n" in guest[1], guest[1]
 
 
-@pytest.mark.xfail(strict=True, reason="see above")
 def test_the_monitor_stops_a_scan(guest):
     assert "\nrun: ok\n" in guest[1], guest[1]
