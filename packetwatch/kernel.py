@@ -112,6 +112,8 @@ class Kernel:
         self.blocks = BlockTable(self.maps["blocks"])
 
     def close(self) -> None:
+        self.connections.close()
+        self.alerts.close()
         for fd in (self.prog, *self.maps.values()):
             os.close(fd)
 

@@ -8,7 +8,6 @@ producer position, then follow the data pages, mapped twice in a row so that no 
 from __future__ import annotations
 
 import mmap
-import os
 import threading
 
 HEADER_BYTES = 8
@@ -32,9 +31,9 @@ class Ring:
         self._consumer_page = mmap.mmap(fd, page, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
         self._producer_page = mmap.mmap(fd, page + 2 * size, mmap.MAP_SHARED, mmap.PROT_READ, offset=page)
         self._consumer = memoryview(self._consumer_page).cast("Q")
-        view = memoryview(self._producer_page)
-        self._producer = view[:page].cast("Q")
-        self._data = view[page:]
+        self._view = memoryview(self._producer_page)
+        self._producer = self._view[:page].cast("Q")
+        self._data = self._view[page:]
         self._barrier = threading.Lock()
 
     def backlog(self) -> int:
@@ -58,6 +57,8 @@ class Ring:
         self._consumer[0] += len(frames)
 
     def close(self) -> None:
-        for view in (self._consumer, self._producer, self._data):
+        """Unmaps; the descriptor is its owner's. No frames of `peek` may be in use."""
+        for view in (self._consumer, self._producer, self._data, self._view):
             view.release()
-        os.close(self.fd)
+        self._consumer_page.close()
+        self._producer_page.close()

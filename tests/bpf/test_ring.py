@@ -64,7 +64,7 @@ def test_a_new_reader_goes_on_where_the_last_one_stopped(host):
     frames = first.peek(2)
     host.seen += event.connections(frames)
     first.advance(frames)
-    second = Ring(os.dup(first.fd), first.size, event.CONNECTION.size - 8)
+    second = Ring(first.fd, first.size, event.CONNECTION.size - 8)
     assert sports(second.peek(100)) == [2, 3, 4]
     second.close()
 
