@@ -397,7 +397,7 @@ class Daemon:
             "metrics": [f"[{h}]:{p}" if ":" in h else f"{h}:{p}" for h, p in addresses],
             "watchdog": {"enabled": self._watchdog_ns is not None, "interval_s": (self._watchdog_ns or 0) / SECOND},
             "keeps": self.store.keeps,
-            "program": self.resident.kernel.parameters.digest(),
+            "program": self.resident.digest,
         }
 
     def snapshot(self) -> metrics.Snapshot:
@@ -417,7 +417,7 @@ class Daemon:
             sinks={sink.name: (sink.written, sink.refused) for sink in r.drain.sinks},
             reload_ok=r.reload.ok,
             reload_time_s=r.reload.wall_ns / SECOND,
-            program=r.kernel.parameters.digest(),
+            program=r.digest,
         )
 
     # the end

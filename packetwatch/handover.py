@@ -23,6 +23,7 @@ class Opened(NamedTuple):
     """The kernel half to work with, and what is left of the one before."""
 
     kernel: Kernel
+    digest: str
     adopted: bool
     previous: Optional[tuple[str, Kernel]]  #: digest and maps of a program that is to be replaced
     links: dict[str, int]  #: name in the store -> descriptor
@@ -54,7 +55,7 @@ def open_kernel(parameters: program.Parameters, store: Store, load: Callable[[],
         kernel = Kernel(fresh.prog, fresh.maps, parameters)
         for name, fd in _names(digest, kernel).items():
             store.put(name, fd)
-    return Opened(kernel, adopted, previous, links, memory)
+    return Opened(kernel, digest, adopted, previous, links, memory)
 
 
 def replace(kernel: Kernel, previous: Optional[Kernel], links: Iterable[int]) -> None:

@@ -57,6 +57,7 @@ class Resident:
     def __init__(self, settings: Settings, opened: Opened, store: Store, directory: state.Directory) -> None:
         self.settings = settings
         self.kernel = opened.kernel
+        self.digest = opened.digest
         self.adopted = opened.adopted
         begun = bool(self.kernel.settings().seed)  # else a start was killed before it put anything in
         self._has_blocks = begun or opened.previous is not None  # newer ones than the state file
