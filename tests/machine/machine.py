@@ -270,20 +270,28 @@ class Machine:
 
     def connect(self, port: int, source: str = PEER, to: Optional[str] = None, timeout_s: float = 1) -> str:
         """One TCP connection from the peer: connected, refused or dropped (no answer in time)."""
+        return self.connect_all([port], source, to, timeout_s)[0]
+
+    def connect_all(
+        self, ports: Sequence[int], source: str = PEER, to: Optional[str] = None, timeout_s: float = 1
+    ) -> list[str]:
+        """One connection after the other, as `connect` has it."""
         to = to or (ADDRESS6 if ":" in source else ADDRESS)
-        return self.peer(["/usr/bin/python3", "-c", _CONNECT, to, str(port), source, str(timeout_s)]).stdout.strip()
+        command = ["/usr/bin/python3", "-c", _CONNECT, to, source, str(timeout_s), *map(str, ports)]
+        return self.peer(command).stdout.split()
 
 
 _CONNECT = """
 import socket, sys
-to, port, source, timeout = sys.argv[1:]
-try:
-    socket.create_connection((to, int(port)), float(timeout), (source, 0)).close()
-    print("connected")
-except ConnectionRefusedError:
-    print("refused")
-except socket.timeout:
-    print("dropped")
+to, source, timeout, *ports = sys.argv[1:]
+for port in ports:
+    try:
+        socket.create_connection((to, int(port)), float(timeout), (source, 0)).close()
+        print("connected")
+    except ConnectionRefusedError:
+        print("refused")
+    except socket.timeout:
+        print("dropped")
 """
 
 

@@ -9,7 +9,7 @@ import pathlib
 import re
 import subprocess
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Optional
 
 from tests.machine.machine import ADDRESS, Machine, wait_for
@@ -58,6 +58,18 @@ class Service:
 
     def kill(self, number: str = "KILL") -> None:
         self.systemctl("kill", f"--signal={number}")
+
+    @contextlib.contextmanager
+    def altered(self, module: str, change: Callable[[str], str]) -> Iterator[None]:
+        """With another text of an installed module, or of a source of the kernel half, for as long as this lasts."""
+        path = f"/usr/lib/packetwatch/{module}"
+        old = self.machine.read(path)
+        assert change(old) != old
+        self.machine.write(path, change(old))
+        try:
+            yield
+        finally:
+            self.machine.write(path, old)
 
     # answers
 
@@ -140,7 +152,7 @@ class Service:
     def scan(self, source: str = SCANNER, ports: Sequence[int] = (81, 82, 83)) -> None:
         """Three ports: blocked from then on."""
         with self.machine.peer_address(source):
-            assert [self.machine.connect(port, source) for port in ports] == ["refused"] * len(ports)
+            assert self.machine.connect_all(ports, source) == ["refused"] * len(ports)
         wait_for(lambda: source in self.blocked(), f"{source} is blocked")
 
     def reaches(self, source: str, port: int = CLOSED_PORT) -> bool:

@@ -59,8 +59,8 @@ def test_a_journald_that_hangs_does_not_hold_up_the_loop(service):
     assert service.show("MainPID", "NRestarts") == [pid, "0"]
     losses = wait_for(lambda: service.records("loss"), "the loss record")
     assert {loss["PACKETWATCH_WHERE"] for loss in losses} == {"journal"}
-    refused = service.status()["sinks"][0]["refused"]  # more than the connections: also the scan, perhaps
-    assert sum(int(loss["PACKETWATCH_COUNT"]) for loss in losses) == refused >= balance(service)[1] > 0
+    told = sum(int(loss["PACKETWATCH_COUNT"]) for loss in losses)  # of connections, and of the scan and its block
+    assert 0 < balance(service)[1] <= told <= service.status()["sinks"][0]["refused"]
     assert {loss["PRIORITY"] for loss in losses} == {"4"}
 
 

@@ -32,7 +32,7 @@ def test_a_good_reload_is_in_force_when_it_returns(service):
     service.configure("[scan]\nports = 5\n")
     service.systemctl("reload")
     with service.machine.peer_address(SCANNER):
-        assert [service.machine.connect(port, SCANNER) for port in range(81, 86)] == ["refused"] * 5
+        assert service.machine.connect_all(range(81, 86), SCANNER) == ["refused"] * 5
         assert service.machine.connect(86, SCANNER, timeout_s=0.4) == "dropped"
 
 
@@ -219,7 +219,7 @@ def test_remote_hosts_of_sessions_are_allowed(service):
         entry = {"prefix": "192.0.2.90", "reason": "session"}
         wait_for(lambda: entry in service.ask("allow", "list"), "the session is seen")
         with machine.peer_address("192.0.2.90") as source:
-            assert [machine.connect(port, source) for port in range(81, 86)] == ["refused"] * 5
+            assert machine.connect_all(range(81, 86), source) == ["refused"] * 5
     finally:
         machine.run(["rm", path])
     wait_for(lambda: entry not in service.ask("allow", "list"), "its end is seen")
@@ -231,6 +231,6 @@ def test_environment_from_a_drop_in(service):
     service.start()
     assert service.status()["mode"] == "observe"
     with service.machine.peer_address(SCANNER):
-        assert [service.machine.connect(port, SCANNER) for port in range(81, 85)] == ["refused"] * 4
+        assert service.machine.connect_all(range(81, 85), SCANNER) == ["refused"] * 4
     assert service.records("scan", 1)[0]["PACKETWATCH_PORTS"] == "81,82,83,84"
     assert service.reaches(SCANNER)

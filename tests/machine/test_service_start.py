@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 
 from packetwatch import program
@@ -10,6 +11,14 @@ from tests.machine.machine import ADDRESS, ADDRESS6, PEER, PEER6, wait_for
 from tests.machine.service import SCANNER, UNIT, bpftool, ids_of, proc_status
 
 CAP_NET_ADMIN, CAP_BPF = 1 << 12, 1 << 39
+#: The machine has the host's clock, which is not ours to set: so the service is told another.
+STEP = """
+import os
+_sound = wall_offset_ns
+
+def wall_offset_ns():
+    return _sound() + (7_200_000_000_000 if os.path.exists("/var/lib/packetwatch/step") else 0)
+"""
 UNCOUNTED = "[Journal]\nRateLimitIntervalSec=30s\nRateLimitBurst=100\n"
 
 
@@ -184,7 +193,30 @@ def test_without_a_default_route_it_waits_for_one(service):
 def test_ipv6_is_watched_as_well(service):
     service.start()
     with service.machine.peer_address("2001:db8::77") as source:
-        assert [service.machine.connect(port, source) for port in (81, 82, 83)] == ["refused"] * 3
+        assert service.machine.connect_all((81, 82, 83), source) == ["refused"] * 3
         wait_for(lambda: service.blocked() == [source], "the block")
         assert service.machine.connect(84, source, timeout_s=0.4) == "dropped"
     assert service.records("scan", 1)[0]["PACKETWATCH_DEST_IP"] == ADDRESS6
+
+
+def test_a_clock_step_moves_the_times_told_and_no_block(service):
+    """Two hours on, and blocks last one."""
+    with service.altered("packetwatch/clock.py", lambda text: text + STEP):
+        service.start().scan()
+        end = parsed(service.ask("block", "list")[0]["until"])
+        service.machine.run(["touch", "/var/lib/packetwatch/step"])
+        assert not service.reaches(SCANNER)
+        service.machine.connect(81)
+        record = service.records("connection", 4)[-1]
+        ahead = parsed(record["PACKETWATCH_TIMESTAMP"]).timestamp() - time.time()
+        assert 7195 < ahead < 7205
+        time.sleep(1.5)  # when it looks for blocks that have ended
+        row, = service.ask("block", "list")
+        assert abs((parsed(row["until"]) - end).total_seconds() - 7200) < 2
+        service.systemctl("restart")
+        assert not service.reaches(SCANNER)
+        assert service.records("unblock") == []
+
+
+def parsed(text):
+    return datetime.datetime.fromisoformat(text.replace("Z", "+00:00"))

@@ -71,23 +71,17 @@ def test_a_link_that_was_taken_away_is_made_again(watched):
     ),
 )
 def test_a_fault_within_starves_it(service, module, call, fault, told):
-    machine, path = service.machine, f"/usr/lib/packetwatch/packetwatch/{module}.py"
-    old = machine.read(path)
-    machine.write(path, old + FAULT.format(call=call, fault=fault))
-    try:
+    with service.altered(f"packetwatch/{module}.py", lambda text: text + FAULT.format(call=call, fault=fault)):
         service.drop_in(f"WatchdogSec={WATCHDOG_S}")
         service.start().scan()
         link, pid = service.link(), service.pid
-        machine.run(["touch", "/var/lib/packetwatch/fault"])
+        service.machine.run(["touch", "/var/lib/packetwatch/fault"])
         service.reaches("192.0.2.78")  # something to drain
         if told:
             wait_for(lambda: service.text.startswith(told), "it says so")
-        machine.write(path, old)
-        starved(service, pid)
-        assert service.link() == link
-        assert not service.reaches(SCANNER)
-    finally:
-        machine.write(path, old)
+    starved(service, pid)
+    assert service.link() == link
+    assert not service.reaches(SCANNER)
 
 
 def test_idle_networks_and_missing_interfaces_do_not(service):
