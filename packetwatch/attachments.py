@@ -105,6 +105,7 @@ class Attachments:
 
     def detach(self, ifindex: int) -> None:
         attached = self.by_index.pop(ifindex)
+        libbpf.link_detach(attached.link)  # the store lets go of its descriptor later, and till then nothing fits there
         self._store.remove(f"{_NAME}{attached.at.id}")
         os.close(attached.link)
         self.kernel.remove_attachment(ifindex)

@@ -167,6 +167,11 @@ def link_update(link: int, prog: int) -> None:
     _call("bpf_link_update", link, prog, None)
 
 
+def link_detach(link: int) -> None:
+    """Takes the program off the interface at once, whoever else holds the link."""
+    _call("bpf_link_detach", link)
+
+
 def _info(fd: int, size: int) -> bytes:
     buffer = ctypes.create_string_buffer(size)
     length = ctypes.c_uint32(size)
