@@ -190,6 +190,8 @@ class Daemon:
         r.apply_settings()
         r.prepare(opened, self._sessions.hosts() if r.settings.allow_sessions else set())
         privileges.keep(privileges.NEEDED)
+        if self._exporter is not None:
+            self._exporter.serve()
         self._look = False
         if r.reload.ok:
             self._keep_settings(r.settings)

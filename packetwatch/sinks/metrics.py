@@ -114,9 +114,10 @@ class Exporter:
             )
         self._samples = lambda: samples(snapshot())
         self._listeners: dict[tuple[str, int], _Listener] = {}
+        self._serving = False
 
     def listen(self, addresses: Sequence[tuple[str, int]]) -> None:
-        """Listens on exactly these addresses; raises MetricsUnavailable and keeps what was."""
+        """Listens on exactly these addresses, answers from serve() on; raises MetricsUnavailable and keeps what was."""
         opened: dict[tuple[str, int], _Listener] = {}
         try:
             for address in addresses:
@@ -132,9 +133,15 @@ class Exporter:
             ) from None
         for address in [a for a in self._listeners if a not in addresses]:
             self._listeners.pop(address).stop()
-        for listener in opened.values():
+        for listener in opened.values() if self._serving else ():
             listener.start()
         self._listeners.update(opened)
+
+    def serve(self) -> None:
+        """To be called when privileges have been dropped: capabilities are a thread's own, and it takes what is there."""
+        self._serving = True
+        for listener in self._listeners.values():
+            listener.start()
 
     def addresses(self) -> list[tuple[str, int]]:
         return list(self._listeners)

@@ -6,15 +6,17 @@ from __future__ import annotations
 import contextlib
 import http.client
 import os
+import re
 import socket
 import subprocess
 import time
 import urllib.request
+from pathlib import Path
 
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from packetwatch import metricnames
+from packetwatch import metricnames, privileges
 
 from .resident import TERMS
 from .traffic import CLOSED, SILENT, listen
@@ -128,6 +130,16 @@ def test_slow_and_many_clients_cost_nothing(watch, wire):
 
 def threads(pid):
     return os.listdir(f"/proc/{pid}/task")
+
+
+def test_no_thread_keeps_what_only_the_start_needs(watch, wire):
+    """Capabilities are a thread's own: those that answer the network must not have been there before."""
+    scrape(wire)
+    every = [Path(f"/proc/{watch.pid}/task/{thread}/status").read_text() for thread in threads(watch.pid)]
+    assert len(every) >= 3
+    assert {re.search(r"NoNewPrivs:\s+(\d)", status)[1] for status in every} == {"1"}
+    held = {int(re.search(r"CapPrm:\s+(\w+)", status)[1], 16) for status in every}
+    assert held == {sum(1 << number for number in privileges.NEEDED)}
 
 
 def patient(act, timeout_s=8):

@@ -42,6 +42,7 @@ TERMS = ("connections", "connections_folded", "connections_dropped", "connection
 @pytest.fixture
 def exporter():
     made = metrics.Exporter(lambda: SNAPSHOT)
+    made.serve()
     yield made
     made.close()
 
