@@ -34,8 +34,9 @@ class Service:
     # life
 
     def begin(self) -> Service:
-        wipe = f"rm -rf {CONFIG} {CONFIG}.d/* {DROP_INS} /var/lib/packetwatch/* /var/log/packetwatch/*"
-        script = f"systemctl stop {UNIT}; {wipe}; systemctl daemon-reload; systemctl reset-failed {UNIT}"
+        wipe = f"rm -rf {CONFIG} {CONFIG}.d/* /var/lib/packetwatch/* /var/log/packetwatch/*"
+        unit = f"[ ! -e {DROP_INS} ] || {{ rm -r {DROP_INS}; systemctl daemon-reload; }}"
+        script = f"systemctl stop {UNIT}; {wipe}; {unit}; systemctl reset-failed {UNIT}"
         self.machine.run(["sh", "-c", f"{{ {script}; }} 2>/dev/null; true"])
         self.mark()
         return self
