@@ -117,7 +117,7 @@ class Exporter:
         self._serving = False
 
     def listen(self, addresses: Sequence[tuple[str, int]]) -> None:
-        """Listens on exactly these addresses, answers from serve() on; raises MetricsUnavailable and keeps what was."""
+        """Listens on exactly these, answers from serve() on; raises MetricsUnavailable and keeps what was."""
         opened: dict[tuple[str, int], _Listener] = {}
         try:
             for address in addresses:
