@@ -4,10 +4,15 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 from typing import Protocol
 
 from packetwatch import libbpf, notify
+
+
+#: What handover.py and attachments.py name things; all else in a folder of pins is somebody else's.
+_OURS = re.compile(r"[0-9a-f]{16}v[0-9]+_(prog|map_[a-z_]+)|link_[0-9]+")
 
 
 class Store(Protocol):
@@ -58,7 +63,10 @@ class PinStore:
         self._directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def inherited(self) -> dict[str, int]:
-        return {path.name: libbpf.pinned(str(path)) for path in sorted(self._directory.iterdir())}
+        return {path.name: libbpf.pinned(str(path)) for path in self._ours()}
+
+    def _ours(self) -> list[Path]:
+        return sorted(path for path in self._directory.iterdir() if _OURS.fullmatch(path.name))
 
     def put(self, name: str, fd: int) -> None:
         if name == "memory":
@@ -72,9 +80,10 @@ class PinStore:
             pass
 
     def end(self) -> None:
-        for path in self._directory.iterdir():
+        for path in self._ours():
             path.unlink()
-        self._directory.rmdir()
+        if not any(self._directory.iterdir()):
+            self._directory.rmdir()
 
 
 class NoStore:
