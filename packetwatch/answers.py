@@ -19,6 +19,7 @@ from packetwatch.clock import SECOND
 from packetwatch.resident import Resident
 
 _REASON_MAX = 200
+_EVER = -(1 << 63)  # what was entered before this boot has a CLOCK_BOOTTIME below 0
 _DURATION_MAX_S = 3650 * 86400
 
 
@@ -116,7 +117,7 @@ class Answers:
         if would and not observing:
             raise Refused("the mode is enforce: it blocks, nothing is only noted", "packetwatch block list", FAILED)
         since_s = _seconds(request, "since_s")
-        oldest = clock.boot_ns() - since_s * SECOND if since_s is not None else 0
+        oldest = clock.boot_ns() - since_s * SECOND if since_s is not None else _EVER
         return self._blocked(oldest, would, observing)
 
     def _blocked(self, oldest_ns: int, would: bool, observing: bool) -> Iterator[dict[str, Any]]:
@@ -179,8 +180,12 @@ class Answers:
 
     def allow_add(self, request: Request) -> dict[str, Any]:
         prefix = _prefix(request)
-        self._resident.put_manual_allow(lists.manual(prefix, None))
-        return {"prefix": address.prefix_text(prefix)}
+        text = address.prefix_text(prefix)
+        try:
+            self._resident.put_manual_allow(lists.manual(prefix, None))
+        except OSError as fault:
+            raise Refused(f"{text} could not be allowed: {fault.strerror}", "packetwatch status shows the tables")
+        return {"prefix": text}
 
     def allow_remove(self, request: Request) -> dict[str, Any]:
         r, prefix = self._resident, _prefix(request)

@@ -79,6 +79,19 @@ class Lists:
         if len(wanted) > _TRIE_ENTRIES_MAX:
             raise OSError(7, f"{len(wanted)} prefixes in the lists, at most {_TRIE_ENTRIES_MAX} fit", "sources")
         removed, changed = rules.difference(self._sources, wanted)
+        try:
+            self._put(removed, changed)
+        except OSError:  # half-way: what stands there now is what the next difference begins from
+            self._sources, self._local = self.kernel.sources.read(), self.kernel.local.read()
+            raise
+        finally:
+            if removed or changed or self._local != self.host.own:
+                self.kernel.lists_changed()
+        self._local, self._sources = set(self.host.own), wanted
+        self._lengths = sorted({prefix.length for prefix in wanted}, reverse=True)
+        return [prefix for prefix, source in changed if source.flags & (rules.ALLOW | rules.OWN)]
+
+    def _put(self, removed: list[Prefix], changed: list[tuple[Prefix, rules.Source]]) -> None:
         for prefix in self.host.own - self._local:
             self.kernel.local.add(prefix)
         for prefix, source in changed:
@@ -87,11 +100,6 @@ class Lists:
             self.kernel.sources.remove(prefix)
         for prefix in self._local - self.host.own:
             self.kernel.local.remove(prefix)
-        if removed or changed or self._local != self.host.own:
-            self.kernel.lists_changed()
-        self._local, self._sources = set(self.host.own), wanted
-        self._lengths = sorted({prefix.length for prefix in wanted}, reverse=True)
-        return [prefix for prefix, source in changed if source.flags & (rules.ALLOW | rules.OWN)]
 
     def allows(self, source: bytes) -> bool:
         """Whether the kernel half, once it knows, lets this address pass unjudged."""

@@ -22,6 +22,7 @@ from packetwatch.clock import SECOND
 from packetwatch.reports import Drops, Folds, Losses
 from packetwatch.settings import Settings
 from packetwatch.sinks.ledger import Ledger
+from packetwatch.sinks.records import clean
 from packetwatch.store import Store
 
 _SETTLE_S = 0.05  # in which a packet that met the old settings or program is through
@@ -37,7 +38,7 @@ _SAVED = "log.daily_size has room again: connections are recorded one by one"
 def tell(text: str) -> None:
     """A line for whoever runs the service; records go elsewhere."""
     try:
-        print(f"packetwatch: {text}", file=sys.stderr, flush=True)
+        print(f"packetwatch: {clean(text)}", file=sys.stderr, flush=True)
     except OSError:
         pass  # nobody reads it; that must not stop the loop
 
@@ -135,8 +136,7 @@ class Resident:
         for entry in saved.manual_blocks:
             self.lists.put_block(entry, offset)
         for b in saved.blocks if not self._has_blocks else ():
-            until = max(1, b.until_wall_ns - offset) if b.until_wall_ns else 0
-            block = Block(b.address, until, max(0, b.since_wall_ns - offset), 0, 0)
+            block = Block(b.address, b.until_boot_ns(offset, now), max(0, b.since_wall_ns - offset), 0, 0)
             if block.in_force(now):
                 self._put(block)
 
@@ -228,8 +228,14 @@ class Resident:
         return sum(self.unblock(block.address, reason) for block in list(self.kernel.blocks.read()))
 
     def put_manual_allow(self, entry: state.Manual) -> None:
+        """Raises OSError when the kernel's table is full."""
+        before = dict(self.lists.manual_allow)
         self.lists.manual_allow[entry.prefix] = entry
-        self.apply_lists()
+        try:
+            self.apply_lists()
+        except OSError:
+            self.lists.manual_allow = before
+            raise
         self.save()
 
     def remove_manual_allow(self, prefix: Prefix) -> bool:

@@ -17,7 +17,10 @@ from packetwatch import address
 from packetwatch.address import Prefix
 
 VERSION = 1
-_BYTES_MAX = 64 * 1024 * 1024
+_BYTES_MAX = 192 * 1024 * 1024  # table.blocks at its most takes half of it
+#: Whatever stands there instead of a file, a start neither hangs at it nor writes elsewhere.
+_READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
+_WRITE = os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 
 
 class SavedBlock(NamedTuple):
@@ -26,6 +29,13 @@ class SavedBlock(NamedTuple):
     address: bytes
     until_wall_ns: int
     since_wall_ns: int
+
+    def until_boot_ns(self, wall_offset_ns: int, now_ns: int) -> int:
+        """Its end as CLOCK_BOOTTIME. A clock that is behind, as at a boot without a battery, does not prolong it."""
+        if not self.until_wall_ns:
+            return 0
+        longest = now_ns + self.until_wall_ns - self.since_wall_ns
+        return max(1, min(self.until_wall_ns - wall_offset_ns, longest))
 
 
 class Manual(NamedTuple):
@@ -105,7 +115,7 @@ class Directory:
         try:
             self.path.mkdir(mode=0o700, parents=True, exist_ok=True)
             probe = self.path / ".probe"
-            probe.write_bytes(b"")
+            os.close(os.open(probe, _WRITE, 0o600))
             probe.unlink()
         except OSError as fault:
             raise StateError(
@@ -145,8 +155,8 @@ class Directory:
     @staticmethod
     def _read(file: Path) -> Optional[bytes]:
         try:
-            with open(file, "rb") as stream:
-                return stream.read(_BYTES_MAX)
+            with open(file, "rb", opener=lambda path, flags: os.open(path, _READ)) as stream:
+                return stream.read(_BYTES_MAX) or b""
         except FileNotFoundError:
             return None
         except OSError as fault:
@@ -154,7 +164,7 @@ class Directory:
 
     def _write(self, name: str, text: bytes) -> None:
         temporary = self.path / f".{name}.new"
-        fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        fd = os.open(temporary, _WRITE, 0o600)
         try:
             view = memoryview(text)
             while view:

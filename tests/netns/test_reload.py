@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 
 import pytest
@@ -145,3 +146,17 @@ def test_blocks_and_lists_by_hand_outlive_a_restart(resident, netns, veth):
     watch.start()
     assert watch.answer("block", "list") == before
     assert {"prefix": "203.0.113.7", "reason": "manual"} in watch.answer("allow", "list")
+
+
+def test_what_was_blocked_by_hand_before_the_boot_is_listed(resident, netns):
+    """Its beginning is below 0 on this boot's clock."""
+    watch = resident(netns(), "interface = gone0\nmetrics.listen = off\nlog.format = json")
+    watch.done("block", "add", "198.51.100.7")
+    watch.stop()
+    file = watch.state / "state.json"
+    saved = json.loads(file.read_text())
+    saved["manual_blocks"][0][2] = 10**18
+    file.write_text(json.dumps(saved))
+    watch.start()
+    assert [row["prefix"] for row in watch.answer("block", "list")] == ["198.51.100.7"]
+    assert watch.answer("block", "list", "--since", "1h") == []

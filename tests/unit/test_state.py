@@ -91,3 +91,32 @@ def test_a_disk_that_refuses_leaves_the_file_before(tmp_path, monkeypatch):
     with pytest.raises(OSError):
         directory.save(state.Saved())
     assert directory.load() == (SAVED, None)
+
+
+def test_what_stands_in_the_place_of_a_file_neither_hangs_nor_leads_elsewhere(tmp_path):
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.write_text("mine")
+    home = tmp_path / "state"
+    home.mkdir()
+    os.mkfifo(home / "state.json")
+    (home / ".probe").symlink_to(elsewhere)
+    with pytest.raises(state.StateError, match="Too many levels"):
+        state.Directory(str(home))
+    (home / ".probe").unlink()
+    (home / ".state.json.new").symlink_to(elsewhere)
+    directory = state.Directory(str(home))
+    saved, aside = directory.load()
+    assert saved == state.Saved() and "could not be read" in aside
+    with pytest.raises(OSError):
+        directory.save(state.Saved())
+    assert elsewhere.read_text() == "mine"
+
+
+def test_a_clock_that_is_behind_prolongs_no_block():
+    """1970 at a boot without a battery: an hour stays an hour at the most."""
+    hour, now, then = 3600 * 10**9, 20 * 10**9, 1_795_000_000 * 10**9
+    block = state.SavedBlock(b"\0" * 16, then + hour, then)
+    assert block.until_boot_ns(0, now) == now + hour
+    assert block.until_boot_ns(then + hour // 2 - now, now) == now + hour // 2
+    assert block.until_boot_ns(then + 2 * hour, now) == 1
+    assert block._replace(until_wall_ns=0).until_boot_ns(0, now) == 0
