@@ -7,13 +7,15 @@ over attachments that ended, and lose to `lost` what the log refused. Decides an
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 from packetwatch.kernel import ZERO, Counters
 from packetwatch.metricnames import FAMILIES
 
 RING = "ring"
+GONE = "(gone)"  #: stands for the interfaces that ended longest ago
+ENDED_NAMES = 256  #: kept apart; where containers come and go, each has a name of its own
 
 
 class Account(NamedTuple):
@@ -56,7 +58,12 @@ class Ledger:
         return range(max(self.names, default=-1) + 1)
 
     def open(self, attachment: int, name: str) -> None:
-        """The attachment counts for `name` from now on; its counters are zero or its own."""
+        """The attachment counts for `name` from now on; what it has counted under another name stays there."""
+        before = self.names.get(attachment, name)
+        if before != name:
+            counted = self.read(attachment)
+            self.absorb(before, counted)
+            self.absorb(name, Counters.of(tuple(-word for word in counted.words())))
         self.names[attachment] = name
 
     def close(self, attachment: int) -> None:
@@ -66,17 +73,30 @@ class Ledger:
             self.absorb(name, self.read(attachment))
 
     def absorb(self, name: str, counters: Counters) -> None:
-        """Counters that will not be read again."""
-        self._ended[name] = self._ended.get(name, ZERO).plus(counters)
+        """Counters that will not be read again. Bounded: whatever names there are, no count is lost."""
+        ended = dict(self._ended)  # a scrape may be reading the other one
+        ended[name] = ended.pop(name, ZERO).plus(counters)
+        kept = {GONE, name, *self.names.values()}
+        for old in [old for old in ended if old not in kept][: max(0, len(ended) - ENDED_NAMES)]:
+            ended[GONE] = ended.get(GONE, ZERO).plus(ended.pop(old))
+            for where, pair in self._refused.pop(old, {}).items():
+                self._add_refused(GONE, where, pair)
+        self._ended = ended
 
     def refuse(self, attachment: int, where: str, family: int, count: int) -> None:
         """Connections that the log `where` did not take."""
-        name = self.names.get(attachment, "unknown")
-        self._refused.setdefault(name, {}).setdefault(where, [0] * len(FAMILIES))[family] += count
+        pair = [0] * len(FAMILIES)
+        pair[family] = count
+        self._add_refused(self.names.get(attachment, GONE), where, pair)
+
+    def _add_refused(self, name: str, where: str, pair: Sequence[int]) -> None:
+        known = self._refused.setdefault(name, {}).setdefault(where, [0] * len(FAMILIES))
+        for family, count in enumerate(pair):
+            known[family] += count
 
     def accounts(self) -> dict[str, Account]:
         """By interface name."""
-        sums = dict(self._ended)
+        sums = {**{name: ZERO for name in list(self._refused)}, **self._ended}
         for attachment, name in list(self.names.items()):
             sums[name] = sums.get(name, ZERO).plus(self.read(attachment))
         return {
