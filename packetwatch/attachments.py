@@ -53,6 +53,7 @@ class Attachments:
         self.faults: dict[str, str] = {}
         self.wanted: list[str] = []
         self.taken = False  #: another's program sits on a wanted interface; netlink does not tell when a link's goes
+        self.mends = False  #: whether a program that was taken off is put on again; else the watchdog sees to it
         self._store = store
         self._ledger = ledger
         self._last_id = -1
@@ -79,6 +80,10 @@ class Attachments:
         told: list[Change] = []
         self.wanted = [w.name for w in wanted]
         keep = {w.link.index: w.link for w in wanted if w.link is not None and not w.fault}
+        for name in self.broken(set(keep)) if self.mends else ():
+            (index,) = (i for i, a in self.by_index.items() if a.name == name)
+            told.append(Change("stop", name, "the program was taken off the interface"))
+            self.detach(index)
         for index in [i for i, a in self.by_index.items() if i not in keep or xdp_mode not in ("auto", a.mode)]:
             told.append(Change("stop", self.by_index[index].name, "no longer watched"))
             self.detach(index)

@@ -71,6 +71,7 @@ class Daemon:
         self._fed_ns = self._next_ns = 0
         self._told_status = ""
         self._look = True
+        self._look_fault = ""  #: why interfaces and lists could not be followed; it is tried again
         self._writable: set[int] = set()
         self._server: Optional[control.Server] = None
         self._exporter: Optional[metrics.Exporter] = None
@@ -188,6 +189,7 @@ class Daemon:
     def _start(self, opened: handover.Opened) -> None:
         r = self.resident
         r.apply_settings()
+        r.attachments.mends = self._watchdog_ns is None
         r.prepare(opened, self._sessions.hosts() if r.settings.allow_sessions else set())
         privileges.keep(privileges.NEEDED)
         if self._exporter is not None:
@@ -251,7 +253,7 @@ class Daemon:
         if self._server is not None:
             self._server.expire(now)
         ailments = self.resident.ailments()
-        if ailments or self.resident.attachments.taken:
+        if ailments or self._look_fault or self.resident.attachments.taken:
             self._look = True  # netlink may not have told, yet or ever
         if not ailments and self._watchdog_ns is not None and now - self._fed_ns >= self._watchdog_ns // 4:
             notify.watchdog()
@@ -271,8 +273,12 @@ class Daemon:
         self._look = False
         try:
             self.resident.look_around(self._sessions.hosts() if self.resident.settings.allow_sessions else set())
+            self._look_fault = ""
         except OSError as fault:
-            tell(f"interfaces and lists could not be followed: {fault.strerror or fault}")
+            text = f"interfaces and lists could not be followed: {fault.strerror or fault}"
+            if text != self._look_fault:
+                tell(text)
+            self._look_fault = text
 
     def _on_netlink(self, events: int) -> None:
         self._look = bool(self._monitor.drain()) or self._look
@@ -346,9 +352,9 @@ class Daemon:
         if self._exporter is not None:
             self._exporter.listen(new.metrics_listen)
         try:
-            self._take_log(old, new)
             r.settings = r.lists.settings = new
             r.apply_lists()
+            self._take_log(old, new)
             r.budget.daily_bytes = new.log_daily_size
             r.apply_settings()
         except (OSError, StartError):

@@ -182,8 +182,12 @@ class Resident:
         routes = netlink.default_routes()
         host = self._host(routes, hosts)
         if host != self.lists.host:
-            self.lists.host = host
-            self.apply_lists()
+            before, self.lists.host = self.lists.host, host
+            try:
+                self.apply_lists()
+            except OSError:
+                self.lists.host = before  # so that it is tried again
+                raise
         wanted = interfaces.wanted(self.settings.interface, self.links, routes)
         for change in self.attachments.follow(wanted, self.links, self.settings.xdp_mode):
             self.say(change.event_type, in_iface=change.interface, message=change.text, mode=self.mode)

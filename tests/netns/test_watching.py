@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 
 import pytest
@@ -206,3 +207,21 @@ def test_two_residents_do_not_touch_each_other(resident, netns, veth):
     assert not second.records("connection", in_iface="eth0")
     assert first.stop() == 0
     assert watched(second) == {"eth1": "native"} and "xdp" not in host.ip("link show eth0")
+
+
+def test_another_device_with_the_same_index_is_watched(resident, pair):
+    """It came while the process was busy: the link of the one before is dead, and nothing else tells."""
+    host, outside = pair
+    watch = resident(host, QUIET + "interface = eth0")
+    index = watch.status()["interfaces"][0]["ifindex"]
+    watch.send(signal.SIGSTOP)
+    host.ip("link del eth0")
+    host.ip(f"link add eth0 index {index} type veth peer name far netns {outside.name}")
+    host.ip("address add 192.0.2.1/24 dev eth0")
+    host.ip("link set eth0 up")
+    outside.ip("address add 192.0.2.2/24 dev far")
+    outside.ip("link set far up")
+    watch.send(signal.SIGCONT)
+    wait_for(lambda: len(watch.records("start", in_iface="eth0")) == 2, "it is put on again")
+    assert watch.status()["protecting"]
+    wait_for(lambda: recorded(watch, outside), "a record")
