@@ -138,7 +138,7 @@ class Exporter:
         self._listeners.update(opened)
 
     def serve(self) -> None:
-        """Listens on exactly these, answering from serve() on; raises MetricsUnavailable and keeps what was."""
+        """When privileges have been dropped: capabilities are a thread's own, and it takes what is there."""
         self._serving = True
         for listener in self._listeners.values():
             listener.start()
