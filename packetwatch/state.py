@@ -126,12 +126,10 @@ class Directory:
     def load(self) -> tuple[Saved, Optional[str]]:
         """What was saved, and a sentence if a file had to be put aside."""
         file = self.path / "state.json"
-        text = self._read(file)
-        if text is None:
-            return Saved(), None
         try:
-            return decode(text), None
-        except ValueError as fault:
+            text = self._read(file)
+            return decode(text) if text is not None else Saved(), None
+        except (ValueError, StateError) as fault:
             aside = file.with_name(f"state.json.unread-{time.strftime('%Y%m%dT%H%M%S')}")
             os.replace(file, aside)
             return Saved(), f"{file} could not be read ({fault}); kept as {aside}, started without it"
@@ -152,6 +150,12 @@ class Directory:
     def save_inputs(self, inputs: dict[str, Any]) -> None:
         self._write("last-good.json", json.dumps(inputs).encode())
 
+    def _give_to_owner(self, fd: int) -> None:
+        """Run by hand as root in the service's directory, it must not leave what the service cannot read."""
+        home, file = os.stat(self.path), os.fstat(fd)
+        if file.st_uid == 0 != home.st_uid:
+            os.fchown(fd, home.st_uid, home.st_gid)
+
     @staticmethod
     def _read(file: Path) -> Optional[bytes]:
         try:
@@ -166,6 +170,7 @@ class Directory:
         temporary = self.path / f".{name}.new"
         fd = os.open(temporary, _WRITE, 0o600)
         try:
+            self._give_to_owner(fd)
             view = memoryview(text)
             while view:
                 view = view[os.write(fd, view) :]

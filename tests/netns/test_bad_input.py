@@ -247,6 +247,8 @@ def test_the_state_directory_of_the_service_can_be_used_by_root(resident, host):
     one.done("block", "add", "203.0.113.9")
     wait_for(lambda: (one.state / "state.json").exists(), "the state file")
     assert one.errors() == ""
+    owners = {path.name: (path.stat().st_uid, path.stat().st_mode & 0o777) for path in one.state.iterdir()}
+    assert owners == {"state.json": (65534, 0o600), "last-good.json": (65534, 0o600)}, "the service is to read them"
 
 
 # commands without a resident

@@ -120,3 +120,12 @@ def test_a_clock_that_is_behind_prolongs_no_block():
     assert block.until_boot_ns(then + hour // 2 - now, now) == now + hour // 2
     assert block.until_boot_ns(then + 2 * hour, now) == 1
     assert block._replace(until_wall_ns=0).until_boot_ns(0, now) == 0
+
+
+def test_a_directory_in_the_place_of_the_file_is_kept_aside(tmp_path):
+    (tmp_path / "state.json").mkdir()
+    directory = state.Directory(str(tmp_path))
+    saved, aside = directory.load()
+    assert saved == state.Saved() and "Is a directory" in aside
+    directory.save(SAVED)
+    assert directory.load() == (SAVED, None)
