@@ -93,6 +93,7 @@ class Daemon:
         if aside:
             tell(aside)
         self._open_outside(settings)
+        directory.hold()
         self._start(opened)
 
     # start

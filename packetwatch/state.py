@@ -7,6 +7,7 @@ Files in the state directory, versioned, replaced whole. Ends are wall time here
 
 from __future__ import annotations
 
+import fcntl
 import json
 import os
 import time
@@ -122,6 +123,19 @@ class Directory:
                 f"state directory {path}: {fault.strerror}",
                 "make it writable for this user, or name another: --state DIR",
             ) from None
+
+    def hold(self) -> None:
+        """Keeps every other resident off for as long as this process lives. Raises StateError where one has it."""
+        self._held = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(self._held, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            os.close(self._held)
+            raise StateError(
+                f"state directory {self.path}: another packetwatch uses it", "give this one its own: --state DIR"
+            ) from None
+        except OSError:
+            pass  # a file system without locks
 
     def load(self) -> tuple[Saved, Optional[str]]:
         """What was saved, and a sentence if a file had to be put aside."""

@@ -129,3 +129,13 @@ def test_a_directory_in_the_place_of_the_file_is_kept_aside(tmp_path):
     assert saved == state.Saved() and "Is a directory" in aside
     directory.save(SAVED)
     assert directory.load() == (SAVED, None)
+
+
+def test_two_residents_do_not_share_a_directory(tmp_path):
+    one, other = state.Directory(str(tmp_path)), state.Directory(str(tmp_path))
+    one.hold()
+    with pytest.raises(state.StateError, match="another packetwatch uses it"):
+        other.hold()
+    os.close(one._held)
+    other.hold()
+    os.close(other._held)
