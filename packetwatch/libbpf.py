@@ -148,9 +148,9 @@ def items(fd: int, key_size: int, value_size: int) -> Iterator[tuple[bytes, byte
         started = token
 
 
-def items_array(fd: int, entries: int, value_size: int) -> Iterator[tuple[int, bytes]]:
-    """Every entry of an array map, one by one."""
-    for index in range(entries):
+def items_array(fd: int, indexes: range, value_size: int) -> Iterator[tuple[int, bytes]]:
+    """Entries of an array map, one by one."""
+    for index in indexes:
         value = lookup(fd, index.to_bytes(4, sys.byteorder), value_size)
         if value is not None:
             yield index, value

@@ -144,7 +144,8 @@ def test_a_repeated_port_moves_nothing_but_itself(host):
 def trackers(host):
     """(source, [(time, port), ...]) of every tracker in use."""
     size = 32 + 8 * event.SCAN_SLOTS
-    for _, value in libbpf.items_array(host.kernel.maps["trackers"], harness.CLOCKED.trackers // 4, 8 + 4 * size):
+    sets = range(harness.CLOCKED.trackers // 4)
+    for _, value in libbpf.items_array(host.kernel.maps["trackers"], sets, 8 + 4 * size):
         for start in range(8, len(value), size):
             way = value[start : start + size]
             words = memoryview(way[32:]).cast("Q").tolist()

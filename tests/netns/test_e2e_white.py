@@ -42,7 +42,7 @@ class Maps:
     def ports(self, source):
         """Of the source's tracker, newest first; None where it has none."""
         wanted, way = address.parse(source), 32 + 8 * event.SCAN_SLOTS
-        for _, value in libbpf.items_array(self.fds["trackers"], TRACKERS // 4, 8 + 4 * way):
+        for _, value in libbpf.items_array(self.fds["trackers"], range(TRACKERS // 4), 8 + 4 * way):
             at = value.find(wanted)
             if at > 0 and (at - 8) % way == 0:
                 slots = memoryview(value[at + 32 : at + way]).cast("Q").tolist()
