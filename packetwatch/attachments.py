@@ -56,7 +56,7 @@ class Attachments:
         self.mends = False  #: whether a program that was taken off is put on again; else the watchdog sees to it
         self._store = store
         self._ledger = ledger
-        self._last_id = -1
+        self.last_id = -1  #: carried over to the next resident, as records in the ring are
         self._news: list[str] = []
 
     def adopt(self, inherited: Mapping[str, int], links: Sequence[Link]) -> None:
@@ -179,9 +179,9 @@ class Attachments:
         """The id longest out of use: records of its last attachment are out of the ring by then."""
         used = {attached.at.id for attached in self.by_index.values()}
         for step in range(1, program.ATTACHMENTS + 1):
-            number = (self._last_id + step) % program.ATTACHMENTS
+            number = (self.last_id + step) % program.ATTACHMENTS
             if number not in used:
-                self._last_id = number
+                self.last_id = number
                 return number
         raise OSError(errno.ENOSPC, f"at most {program.ATTACHMENTS} interfaces can be watched")
 

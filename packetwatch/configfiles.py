@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 from collections.abc import Iterable, Mapping, Sequence
 from typing import NamedTuple, Optional
 
@@ -65,7 +66,10 @@ def _drop_ins(directory: str, faults: list[Fault]) -> list[str]:
 def _contents(path: str, faults: list[Fault]) -> list[File]:
     try:
         with open(path, "rb", opener=_open) as file:
-            return [(path, file.read(MOST_BYTES + 1) or b"")]
+            text = file.read(MOST_BYTES + 1) or b""
+            if not text and stat.S_ISFIFO(os.fstat(file.fileno()).st_mode):
+                faults.append(Fault(path, 0, "a pipe with nothing in it", "name a regular file"))
+            return [(path, text)]
     except OSError as error:
         faults.append(_unreadable(path, error))
         return []

@@ -79,6 +79,7 @@ class Resident:
         self.drain.refused.update(note.get("refused", {}))
         self.lists = lists.Lists(self.kernel, settings)
         self.attachments = attachments.Attachments(self.kernel, store, self.ledger)
+        self.attachments.last_id = note.get("last_attachment", -1)
         self.budget = budget.Budget(settings.log_daily_size)
         self.blocks_by_hand: int = note.get("blocks_by_hand", 0)
         self.links: list[netlink.Link] = []
@@ -366,6 +367,7 @@ class Resident:
                 "losses": self.losses.told,
                 "refused": self.drain.refused,
                 "blocks_by_hand": self.blocks_by_hand,
+                "last_attachment": self.attachments.last_id,
             }
         )
 

@@ -7,8 +7,6 @@ The loop over connections is what a flood costs in user space; it is written for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Optional
-
 from packetwatch.event import ALLOWED, WOULD_DROP, Batch, Connection, Notice
 
 from .records import SECOND, UNKNOWN, Form, fields, quoted, rfc3339
@@ -74,8 +72,3 @@ class JsonForm(Form):
             self._interfaces = dict(batch.interfaces)
             self._heads = _Heads((number, _head(name)) for number, name in self._interfaces.items())
         return self._heads
-
-
-def encode_json(batch: Batch, form: Optional[JsonForm] = None) -> bytes:
-    """A batch as `--log-format json` writes it; a ``form`` that is kept keeps its caches and says what to cut."""
-    return (form or JsonForm()).encode(batch)

@@ -16,7 +16,7 @@ from packetwatch import address
 from packetwatch.event import ALLOWED, IPV6, WOULD_DROP, Batch, Notice
 from packetwatch.sinks import records
 from packetwatch.sinks.journal import JournalForm, entry
-from packetwatch.sinks.jsonlines import JsonForm, encode_json
+from packetwatch.sinks.jsonlines import JsonForm
 from packetwatch.sinks.text import TextForm, duration
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -73,7 +73,7 @@ def text(*connections, notices=()):
 
 
 def objects(*connections, notices=(), anonymize=False):
-    data = encode_json(batch(*connections, notices=notices), JsonForm(anonymize))
+    data = JsonForm(anonymize).encode(batch(*connections, notices=notices))
     return [json.loads(line) for line in data.splitlines()]
 
 
@@ -177,8 +177,8 @@ def test_the_flags_of_a_connection_in_json():
 
 def test_an_interface_renamed_between_batches_is_followed():
     form = JsonForm()
-    before = encode_json(Batch([connection()], [], CLOCK, {1: "eth0"}), form)
-    after = encode_json(Batch([connection()], [], CLOCK, {1: "lan0"}), form)
+    before = form.encode(Batch([connection()], [], CLOCK, {1: "eth0"}))
+    after = form.encode(Batch([connection()], [], CLOCK, {1: "lan0"}))
     assert b'"eth0"' in before and b'"lan0"' in after
 
 
