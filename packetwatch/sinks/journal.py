@@ -23,6 +23,7 @@ SOCKET = "/run/systemd/journal/socket"
 PREFIX = "PACKETWATCH_"
 PENDING_RECORDS = 16_384
 PENDING_BYTES = 8 << 20
+RESERVED_RECORDS = 2048  #: places beyond those that single connections cannot take: for scans, blocks, losses
 #: journald is busy, restarting or not there yet: worth another try.
 LATER = frozenset(
     {
@@ -135,10 +136,23 @@ class JournalWriter:
         self._records.extend(records)
         self._size += sum(map(len, entries))
         self.flush()
+        self._bound()
+
+    def _bound(self) -> None:
+        """The newest are refused, single connections before all others."""
+        kept: list[tuple[bytes, Record]] = []
         refused: list[Record] = []
         while len(self._entries) > PENDING_RECORDS or self._size > PENDING_BYTES:
-            self._size -= len(self._entries.pop())
-            refused.append(self._records.pop())
+            data, record = self._entries.pop(), self._records.pop()
+            self._size -= len(data)
+            if isinstance(record, Notice) and len(kept) < RESERVED_RECORDS:
+                kept.append((data, record))
+            else:
+                refused.append(record)
+        for data, record in reversed(kept):
+            self._entries.append(data)
+            self._records.append(record)
+            self._size += len(data)
         self.tally.refuse(refused, self.cause)
 
     def flush(self) -> bool:

@@ -81,6 +81,17 @@ def test_what_waits_is_bounded_by_records_and_bytes(path, monkeypatch):
     assert out.tally.refused == 20_001 and not out.pending
 
 
+def test_single_connections_do_not_crowd_out_what_is_always_told(path):
+    out, scan = JournalWriter(path), Notice(1, "scan")
+    out.write(entries(0, 20_000), [SINGLE] * 20_000)
+    for number in range(3):
+        out.write(entries(20_000 + 2 * number, 2), [scan, SINGLE])
+    assert list(out.pending)[journal.PENDING_RECORDS :] == [scan] * 3
+    assert out.tally.refused == out.tally.refused_connections == 3616 + 3 and balanced(out, 20_006)
+    out.write(entries(30_000, 5000), [scan] * 5000)
+    assert len(out.pending) == journal.PENDING_RECORDS + journal.RESERVED_RECORDS and balanced(out, 25_006)
+
+
 def test_a_journal_that_comes_later_gets_what_waited(path):
     out = JournalWriter(path)
     out.write(entries(0, 2), [SINGLE] * 2)
