@@ -20,8 +20,15 @@ def traces():
     """Everything of the host that a machine could leave behind; what else runs on the host does not count."""
     mounts = [line for line in pathlib.Path("/proc/self/mountinfo").read_text().splitlines() if str(CACHE) in line]
     links = [name for _, name in socket.if_nameindex() if name.startswith("ve-")]
-    paths = [path for top in ("/sys/fs/cgroup", "/run") for path in pathlib.Path(top).rglob("*") if is_trace(path)]
-    return mounts, links, paths, list(processes()), os.listdir(CACHE)
+    paths = [path for top in ("/sys/fs/cgroup", "/run") for path in walk(top) if is_trace(path)]
+    kept = set(os.listdir(CACHE)) - {"mnt"}  # the empty folder that every machine mounts on
+    return mounts, links, paths, list(processes()), kept
+
+
+def walk(top):
+    """Every path below; what vanishes meanwhile is passed over."""
+    for folder, folders, files in os.walk(top):
+        yield from (pathlib.Path(folder, name) for name in folders + files)
 
 
 def is_trace(path):
