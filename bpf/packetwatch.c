@@ -127,7 +127,7 @@ static __always_inline int is_recent(const struct recent *recent, const union ad
 static __always_inline int is_local(const union address *daddr, const struct settings *set)
 {
 	__u64 generation = set->lists_generation;
-	struct prefix_key key = { .length = 128 };
+	struct prefix_key key;
 	int zero = 0;
 	struct recent *recent = recent_local.lookup(&zero);
 
@@ -135,6 +135,7 @@ static __always_inline int is_local(const union address *daddr, const struct set
 		return 0;
 	if (is_recent(recent, daddr, generation))
 		return 1;
+	key.length = 128;
 	__builtin_memcpy(key.network, daddr, sizeof(key.network));
 	if (!local.lookup(&key))
 		return 0;
@@ -147,13 +148,14 @@ static __always_inline int is_local(const union address *daddr, const struct set
 static __always_inline struct source *find_source(const union address *saddr, __u64 hash, const struct settings *set)
 {
 	__u64 generation = set->lists_generation;
-	struct prefix_key key = { .length = 128 };
+	struct prefix_key key;
 	int index = hash & (RECENT_SOURCES - 1);
 	struct recent *recent = recent_unlisted.lookup(&index);
 	struct source *source;
 
 	if (!recent || is_recent(recent, saddr, generation))
 		return 0;
+	key.length = 128;
 	__builtin_memcpy(key.network, saddr, sizeof(key.network));
 	source = sources.lookup(&key);
 	if (!source) {
@@ -283,8 +285,7 @@ static __always_inline __u8 block_source(const struct packet *p, const struct ju
 /* Whether the source is blocked, each SYN counted where the block stands. */
 static __always_inline int is_blocked(const struct packet *p, const struct judgement *j)
 {
-	union address key = p->saddr;
-	struct block *block = blocks.lookup(&key);
+	struct block *block = blocks.lookup((union address *)&p->saddr);
 
 	if (!block || !in_force(block->until_ns, j->now))
 		return 0;
@@ -497,7 +498,7 @@ static __always_inline void count_malformed(struct counters *count, __u8 reason)
 int packetwatch(struct xdp_md *ctx)
 {
 	struct packet packet;
-	struct judgement j = {};
+	struct judgement j;
 	enum walk walk;
 	__be16 proto = 0;
 	int id, zero = 0;

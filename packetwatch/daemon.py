@@ -22,7 +22,7 @@ from packetwatch.sinks.journal import JournalWriter
 from packetwatch.sinks.jsonlines import JsonForm
 from packetwatch.store import NoStore, PinStore, Store, SystemdStore
 
-TICK_S = 0.2  #: how long a record may wait on an idle host
+TICK_S = 0.35  #: how long a record may wait on an idle host
 _CONFIG_STATUS = 78
 
 
@@ -199,6 +199,7 @@ class Daemon:
         if r.reload.ok:
             self._keep_settings(r.settings)
         r.say("start", mode=r.mode, message=self._greeting())
+        r.drain.run()
         notify.ready(self._status())
 
     def _greeting(self) -> str:

@@ -48,7 +48,7 @@ class Drain:
         """Takes what is there, up to a bound; returns the number of connections."""
         total = 0
         if not (self._waiting or self.kernel.connections.backlog() or self.kernel.alerts.backlog()):
-            return total  # an idle host comes by five times a second
+            return total  # an idle host comes by three times a second
         for _ in range(_ROUNDS):
             taken = self._batch()
             total += taken
