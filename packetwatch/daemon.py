@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import select
 import selectors
 import signal
 import socket
@@ -65,6 +66,7 @@ class Daemon:
     def __init__(self, inputs: configfiles.Inputs) -> None:
         self.inputs = inputs
         self.selector = selectors.DefaultSelector()
+        self._rings = select.epoll()  #: edge-triggered: else a stream of records would never let the loop wait
         self.stopping = self.reloading = False
         self.under_systemd = "NOTIFY_SOCKET" in os.environ
         self._watchdog_ns = notify.watchdog_interval_ns()
@@ -166,7 +168,8 @@ class Daemon:
         if self._sessions.fileno() is not None:
             self.selector.register(self._sessions.fileno() or 0, selectors.EVENT_READ, self._on_sessions)
         for ring in (self.resident.kernel.connections, self.resident.kernel.alerts):
-            self.selector.register(ring.fd, selectors.EVENT_READ, lambda events: None)
+            self._rings.register(ring.fd, select.EPOLLIN | select.EPOLLET)
+        self.selector.register(self._rings, selectors.EVENT_READ, lambda events: self._rings.poll(0))
 
     def _open_log(self, settings: Settings) -> str:
         """The form in force."""

@@ -20,7 +20,7 @@ from packetwatch.event import IPV6, Notice
 
 from .records import Record
 
-PENDING = 1 << 20  #: bytes of lines that wait for a slow reader
+PENDING = 2 << 20  #: bytes of lines that wait for a slow reader: a burst of log.fold_burst fits
 OPEN = os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC
 APPEND = OPEN | os.O_APPEND
 FILE_MODE = 0o640

@@ -207,9 +207,9 @@ def test_a_socket_does_not_block_and_keeps_its_flags(peer_read):
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, theirs:
         out = open_stream(ours.fileno())
-        for number in range(20):
+        for number in range(30):
             out.write(numbered(number * 1000, 1000), [SINGLE] * 1000)
-        assert balanced(out, 20_000) and out.pending and out.tally.refused
+        assert balanced(out, 30_000) and out.pending and out.tally.refused
         assert os.get_blocking(ours.fileno())
         if peer_read:
             theirs.setblocking(False)
