@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import pathlib
+import re
 import shutil
 import socket
 import subprocess
@@ -81,6 +82,15 @@ def as_nobody(namespace, rights, *command, **options):
 def test_it_works_with_exactly_the_services_rights(veth, readable):
     result = as_nobody(veth[0], RIGHTS, sys.executable, "-c", SERVICE, readable, cwd=readable)
     assert result.stdout == "done\n", result.stderr
+
+
+def test_the_tier_passes_with_exactly_the_services_rights(veth, readable):
+    """Frames and detection; the rest of the tier makes namespaces, which is root's."""
+    tests = ["tests/bpf/test_frames.py", "tests/bpf/test_detection.py"]
+    pytest_options = ["-q", "-p", "no:cacheprovider", "--rootdir", readable]
+    run = as_nobody(veth[0], RIGHTS, sys.executable, "-B", "-m", "pytest", *pytest_options, *tests, cwd=readable)
+    assert run.returncode == 0, run.stdout + run.stderr
+    assert re.search(r"^[1-9]\d{2,} passed", run.stdout, re.M), run.stdout
 
 
 def test_without_rights_the_error_says_what_is_missing(veth, readable):
