@@ -26,6 +26,16 @@ def _faulty(self, *arguments):
 """
 
 
+#: As after a sleep: the boot clock has gone on, systemd's stood still. The sleep itself is not to be had here.
+SLEPT = """
+import os
+_awake = boot_ns
+
+def boot_ns():
+    return _awake() + (600_000_000_000 if os.path.exists("/var/lib/packetwatch/slept") else 0)
+"""
+
+
 @pytest.fixture
 def watched(service):
     """Running under an impatient watchdog, and SCANNER is blocked."""
@@ -101,6 +111,17 @@ def test_idle_networks_and_missing_interfaces_do_not(service):
         "goes0: no such interface; waiting for it",
         "never0: no such interface; waiting for it",
     ]
+
+
+def test_a_machine_that_was_suspended_does_not(service):
+    with service.altered("packetwatch/clock.py", lambda text: text + SLEPT):
+        service.drop_in(f"WatchdogSec={WATCHDOG_S}")
+        service.start().scan()
+        pid = service.pid
+        service.machine.run(["touch", "/var/lib/packetwatch/slept"])
+        time.sleep(3 * WATCHDOG_S)
+        assert service.show("MainPID", "NRestarts", "ActiveState") == [pid, "0", "active"]
+        assert not service.reaches(SCANNER) and service.blocked() == [SCANNER]
 
 
 def test_a_short_stop_loses_nothing(watched):
