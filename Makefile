@@ -4,6 +4,7 @@ PYTHON := /usr/bin/python3
 TIERS := unit bpf netns machine
 ARGS :=
 
+
 .NOTPARALLEL:
 .PHONY: help run deps deps-test deps-vm lint test test-all e2e-black e2e-white bench clean need-root
 
@@ -53,3 +54,5 @@ clean: ## remove what was built
 
 need-root:
 	$(if $(filter 0,$(shell id -u)),,$(error This needs root: sudo make $(MAKECMDGOALS)))
+
+include packages.mk

@@ -49,7 +49,7 @@ def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loa
     with ours, theirs:
         ours.settimeout(_TIME_LIMIT_S)
         child = subprocess.Popen(
-            [sys.executable, "-I", "-c", _CHILD, str(Path(__file__).resolve().parent.parent)]
+            [sys.executable, "-IB", "-c", _CHILD, str(Path(__file__).resolve().parent.parent)]
             + [str(theirs.fileno()), str(sources), json.dumps(parameters._asdict())],
             pass_fds=[theirs.fileno()],
             cwd="/",  # bcc fails where the folder we were started in is gone

@@ -46,9 +46,11 @@ Command = Sequence[Union[str, pathlib.Path]]
 _numbers = itertools.count(1)
 
 
-def build_root(packages: Sequence[str] = PACKAGES) -> pathlib.Path:
-    """The directory with this host's Debian release and the packages; built once, then reused. Never booted itself."""
-    release = platform_release()["VERSION_CODENAME"]
+def build_root(packages: Sequence[str] = PACKAGES, release: str = "") -> pathlib.Path:
+    """The directory with a Debian release (this host's, unless named) and the packages; built once, then reused.
+    Never booted itself.
+    """
+    release = release or platform_release()["VERSION_CODENAME"]
     recipe = " ".join([release, *sorted(packages)])
     root = CACHE / f"{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}"
     CACHE.mkdir(parents=True, exist_ok=True)
@@ -64,8 +66,9 @@ def platform_release() -> dict[str, str]:
     return {key: value.strip('"') for key, _, value in (line.partition("=") for line in lines)}
 
 
-def mirror(release: str) -> str:
-    """Where apt gets this release from, as apt itself says."""
+def mirror() -> str:
+    """Where apt gets this host's release from, as apt itself says; the other releases are there, too."""
+    release = platform_release()["VERSION_CODENAME"]
     command = ["apt-get", "indextargets", "--format", "$(REPO_URI)", "Created-By: Packages", f"Codename: {release}"]
     found = subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()
     if not found:
@@ -79,7 +82,7 @@ def _mmdebstrap(release: str, packages: Sequence[str], root: pathlib.Path) -> No
     command = ["mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(packages)}"]
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")]
     command += ["--customize-hook=rm -rf $1/var/lib/apt/lists/* $1/etc/hostname"]
-    command += [release, str(partial), f"deb {mirror(release)} {release} main"]
+    command += [release, str(partial), f"deb {mirror()} {release} main"]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if done.returncode:
         raise RuntimeError(f"mmdebstrap failed:\n{done.stderr[-2000:]}")
@@ -233,27 +236,13 @@ class Machine:
             pack.seek(0)
             subprocess.run(self.inside(["tar", "-x", "-C", "/"]), stdin=pack, check=True, timeout=60)
 
-    def install(self, checkout: pathlib.Path = CHECKOUT) -> None:
-        """The checkout as the packages lay it out: files, user, catalog; the service is neither enabled nor started."""
-        for name in ("packetwatch", "bpf", "bin"):
-            self.copy(checkout / name, f"/usr/lib/packetwatch/{name}")
-        self.run(["ln", "-sfn", "/usr/lib/packetwatch/bin/packetwatch", "/usr/bin/packetwatch"])
-        units = "/usr/lib/systemd/system"
-        for name, target in (
-            ("packetwatch.service", f"{units}/packetwatch.service"),
-            ("packetwatch.sysusers.conf", "/usr/lib/sysusers.d/packetwatch.conf"),
-            ("packetwatch.tmpfiles.conf", "/usr/lib/tmpfiles.d/packetwatch.conf"),
-            ("packetwatch.catalog", "/usr/lib/systemd/catalog/packetwatch.catalog"),
-        ):
-            if (checkout / "systemd" / name).exists():
-                self.copy(checkout / "systemd" / name, target)
-        if int(self.run(["systemctl", "--version"]).stdout.split()[1]) >= 254:
-            steps = f"{units}/packetwatch.service.d/10-restart-steps.conf"
-            self.copy(checkout / "systemd/restart-steps.conf", steps)
-        self.run(["systemd-sysusers", "packetwatch.conf"])
-        self.run(["systemd-tmpfiles", "--create", "packetwatch.conf"])
-        self.run(["journalctl", "--update-catalog"])
-        self.run(["systemctl", "daemon-reload"])
+    def install(self) -> None:
+        """The checkout as the packages lay it out and set it up; the service is neither enabled nor started."""
+        with tempfile.TemporaryDirectory() as tree:
+            _run(["make", "--silent", "-C", CHECKOUT, "install", f"DESTDIR={tree}"], True)
+            for entry in sorted(pathlib.Path(tree).iterdir()):
+                self.copy(entry, f"/{entry.name}")
+        self.run(["/usr/lib/packetwatch/bin/setup", "add"])
 
     # Peer
 

@@ -1,0 +1,93 @@
+# SPDX-License-Identifier: Apache-2.0
+# Where each file of the product goes, the packages, and the repositories of them.
+RELEASED := $(shell sed -n 's/^__version__ = "\(.*\)"/\1/p' packetwatch/__init__.py)
+# 0.1.0 at the tag v0.1.0, 0.1.0~git123 on the way there; an unpacked source archive counts as released.
+VERSION ?= $(RELEASED)$(shell git describe --exact-match --tags --match 'v$(RELEASED)' >/dev/null 2>&1 || \
+	git rev-list --count HEAD 2>/dev/null | sed 's/^/~git/')
+# All in a package is as old as its commit: the same commit gives the same bytes.
+export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y packetwatch/__init__.py)
+
+DESTDIR ?=
+PACKAGES ?= build/packages
+DEB = $(PACKAGES)/packetwatch_$(VERSION)_all.deb
+RPM = $(PACKAGES)/packetwatch-$(VERSION)-1.noarch.rpm
+MAINTAINER := $(shell sed -n 's/^--maintainer "\(.*\)"/\1/p' debian/fpm.options)
+
+.PHONY: install deb rpm repo lint-packages deps-package
+.SILENT: install deb rpm
+
+install: L = $(DESTDIR)/usr/lib
+install: S = $(DESTDIR)/usr/share
+install: ## lay the product out below DESTDIR
+	for file in $$(find packetwatch -name '*.py') $$(find bpf -name '*.[ch]'); do \
+		install -Dm644 $$file $(L)/packetwatch/$$file; done
+	sed -i 's/^__version__ = .*/__version__ = "$(VERSION)"/' $(L)/packetwatch/packetwatch/__init__.py
+	install -Dm755 -t $(L)/packetwatch/bin bin/packetwatch bin/setup
+	install -Dm644 -t $(L)/packetwatch systemd/restart-steps.conf
+	install -dm755 $(DESTDIR)/usr/bin
+	ln -sfn ../lib/packetwatch/bin/packetwatch $(DESTDIR)/usr/bin/packetwatch
+	install -Dm644 -t $(L)/systemd/system systemd/packetwatch.service
+	install -Dm644 systemd/packetwatch.sysusers.conf $(L)/sysusers.d/packetwatch.conf
+	install -Dm644 systemd/packetwatch.tmpfiles.conf $(L)/tmpfiles.d/packetwatch.conf
+	install -Dm644 -t $(L)/systemd/catalog systemd/packetwatch.catalog
+	install -Dm644 -t $(DESTDIR)/etc/packetwatch etc/packetwatch.conf
+	install -dm755 $(DESTDIR)/etc/packetwatch/packetwatch.conf.d
+	install -Dm644 systemd/packetwatch.logrotate $(DESTDIR)/etc/logrotate.d/packetwatch
+	install -Dm644 -t $(S)/man/man8 docs/packetwatch.8
+	install -Dm644 -t $(S)/man/man5 docs/packetwatch.conf.5
+	gzip -9nf $(S)/man/man8/packetwatch.8 $(S)/man/man5/packetwatch.conf.5
+	install -Dm644 completion/packetwatch.bash $(S)/bash-completion/completions/packetwatch
+	install -Dm644 -t $(S)/doc/packetwatch README.md SECURITY.md docs/*.md
+	install -Dm644 -t $(S)/packetwatch/prometheus monitoring/prometheus/packetwatch.rules.yml
+	install -Dm644 -t $(S)/packetwatch/prometheus monitoring/prometheus/scrape.yml
+	install -Dm644 -t $(S)/packetwatch/grafana monitoring/grafana/packetwatch.json
+	for file in $$(cd puppet/modules && find packetwatch -type f -not -path '*/spec/*' -not -name '.*' \
+		-not -name Gemfile\* -not -name Rakefile); do \
+		install -Dm644 puppet/modules/$$file $(S)/packetwatch/puppet/modules/$$file; done
+
+build/gems/bin/fpm:
+	gem install --quiet --no-document --no-user-install --install-dir build/gems fpm -v 1.18.0
+
+# $(call fpm,OPTIONS FILE,TREE,MORE OPTIONS): fpm knows no comments, and talks of every option. The caller's
+# umask is not to be in the package.
+define fpm
+	chmod -R u=rwX,go=rX $(2)
+	grep -v '^#' $(1) >build/fpm.options
+	GEM_HOME=build/gems build/gems/bin/fpm --force --fpm-options-file build/fpm.options --version '$(VERSION)' \
+		$(3) $(2)/=/ >build/fpm.log || { cat build/fpm.log; exit 1; }
+endef
+
+deb: T = build/deb
+deb: build/gems/bin/fpm ## build the package for Debian and Ubuntu
+	rm -rf $(T) && mkdir -p $(PACKAGES)
+	$(MAKE) -s install DESTDIR=$(T) VERSION='$(VERSION)'
+	install -Dm644 debian/copyright $(T)/usr/share/doc/packetwatch/copyright
+	install -Dm644 debian/lintian-overrides $(T)/usr/share/lintian/overrides/packetwatch
+	install -Dm755 debian/packetwatch.rtupdate $(T)/usr/share/python3/runtime.d/packetwatch.rtupdate
+	gzip -9n <CHANGELOG.md >$(T)/usr/share/doc/packetwatch/NEWS.gz
+	printf '%s\n' 'packetwatch ($(VERSION)) unstable; urgency=medium' '' \
+		'  * What changed: /usr/share/doc/packetwatch/NEWS.gz' '' \
+		" -- $(MAINTAINER)  $$(LC_ALL=C date -uRd @$(SOURCE_DATE_EPOCH))" >build/changelog
+	$(call fpm,debian/fpm.options,$(T),--package $(DEB) --deb-changelog build/changelog \
+		--description "$$(cat debian/description)")
+	echo $(DEB)
+
+rpm: T = build/rpm
+rpm: build/gems/bin/fpm ## build the package for Fedora and EL
+	rm -rf $(T) && mkdir -p $(PACKAGES)
+	$(MAKE) -s install DESTDIR=$(T) VERSION='$(VERSION)'
+	install -Dm644 -t $(T)/usr/share/doc/packetwatch CHANGELOG.md
+	install -Dm644 -t $(T)/usr/share/licenses/packetwatch LICENSES/*.txt
+	install -Dm644 rpm/packetwatch.preset $(T)/usr/lib/systemd/system-preset/80-packetwatch.preset
+	printf '%s\n' "* $$(LC_ALL=C date -ud @$(SOURCE_DATE_EPOCH) '+%a %b %d %Y') $(MAINTAINER) - $(VERSION)-1" \
+		'- What changed: /usr/share/doc/packetwatch/CHANGELOG.md' >build/changelog
+	$(call fpm,rpm/fpm.options,$(T),--package $(RPM) --rpm-changelog build/changelog \
+		--description "$$(tail -n +2 debian/description)")
+	echo $(RPM)
+
+lint-packages: deps-package deb rpm ## lintian and rpmlint; each exception has its reason beside it
+	lintian --info --pedantic --fail-on error,warning,info,pedantic $(DEB)
+	rpmlint --config rpm/rpmlint.toml $(RPM)
+
+deps-package: ## install what building and testing the packages needs
+	@deps/install run test package
