@@ -77,6 +77,12 @@ struct prefix_key {
 	__be32 network[4]; /* not a union address, which would be aligned to 8 bytes behind a hole */
 };
 
+#define MARKS 65536 /* sums of 16 bits */
+
+struct marks { /* set where an entry of `sources` may cover an address; written before the entry */
+	__u8 bits[FAMILIES][MARKS / 8];
+};
+
 #define RECENT_SOURCES 256 /* power of two */
 
 struct recent { /* per CPU: an answer of a trie, good while the generation is */

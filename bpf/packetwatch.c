@@ -14,6 +14,7 @@ BPF_F_TABLE("lpm_trie", struct prefix_key, __u32, local, PREFIXES, BPF_F_NO_PREA
 BPF_PERCPU_ARRAY(recent_local, struct recent, 1);
 BPF_PERCPU_ARRAY(recent_unlisted, struct recent, RECENT_SOURCES);
 BPF_F_TABLE("lpm_trie", struct prefix_key, struct source, sources, PREFIXES, BPF_F_NO_PREALLOC);
+BPF_ARRAY(marks, struct marks, 1);
 BPF_TABLE("hash", union address, struct block, blocks, BLOCKS);
 BPF_ARRAY(trackers, struct tracker_set, TRACKER_SETS);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_source, FOLDS);
@@ -144,22 +145,49 @@ static __always_inline int is_local(const union address *daddr, const struct set
 	return 1;
 }
 
+static __always_inline int is_marked(const __u8 *bits, __u16 mark)
+{
+	return bits[mark >> 3] >> (mark & 7) & 1;
+}
+
+/* Whether an entry of the lists may cover the source: exact where it says no, see packetwatch/marks.py. */
+static __always_inline int may_be_listed(const struct packet *p)
+{
+	const union address *a = &p->saddr;
+	__u64 address = a->halves[0] ^ a->halves[1];
+	__u32 network = p->ipv6 ? a->words[0] : a->words[3] & bpf_htonl(0xffff0000);
+	int zero = 0;
+	const struct marks *all = marks.lookup(&zero);
+	const __u8 *bits;
+
+	if (!all)
+		return 1;
+	bits = all->bits[p->ipv6 & 1];
+	address ^= address >> 32;
+	address ^= address >> 16;
+	network ^= network >> 16;
+	return is_marked(bits, bpf_ntohs(address)) | is_marked(bits, bpf_ntohs(network));
+}
+
 /* The source's entry in the lists, which most sources do not have. */
-static __always_inline struct source *find_source(const union address *saddr, __u64 hash, const struct settings *set)
+static __always_inline struct source *find_source(const struct packet *p, __u64 hash, const struct settings *set)
 {
 	__u64 generation = set->lists_generation;
 	struct prefix_key key;
 	int index = hash & (RECENT_SOURCES - 1);
-	struct recent *recent = recent_unlisted.lookup(&index);
+	struct recent *recent;
 	struct source *source;
 
-	if (!recent || is_recent(recent, saddr, generation))
+	if (!may_be_listed(p))
+		return 0;
+	recent = recent_unlisted.lookup(&index);
+	if (!recent || is_recent(recent, &p->saddr, generation))
 		return 0;
 	key.length = 128;
-	__builtin_memcpy(key.network, saddr, sizeof(key.network));
+	__builtin_memcpy(key.network, &p->saddr, sizeof(key.network));
 	source = sources.lookup(&key);
 	if (!source) {
-		recent->address = *saddr;
+		recent->address = p->saddr;
 		recent->generation = generation;
 	}
 	return source;
@@ -441,7 +469,7 @@ static __always_inline enum verdict judge(const struct packet *p, struct judgeme
 	if (is_blocked(p, j))
 		return VERDICT_BLOCKED;
 	hash = hash_of(&p->saddr, j->set->seed);
-	source = find_source(&p->saddr, hash, j->set);
+	source = find_source(p, hash, j->set);
 	if (source) {
 		if (source->flags & SOURCE_OWN && !(j->at->flags & ATTACHMENT_LOOPBACK))
 			return VERDICT_MARTIAN;

@@ -8,10 +8,10 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Optional
 
-from packetwatch import event, libbpf, program
+from packetwatch import event, libbpf, marks, program
 from packetwatch.address import Prefix
 from packetwatch.metricnames import DROP_REASONS, FAMILIES, IGNORED, MALFORMED
 from packetwatch.ring import Ring
@@ -109,7 +109,7 @@ class Kernel:
         self.connections = Ring(self.maps["connections"], parameters.ring_bytes, event.CONNECTION.size - 8)
         self.alerts = Ring(self.maps["alerts"], program.ALERTS_BYTES, event.ALERT.size - 8)
         self.local = LocalTable(self.maps["local"])
-        self.sources = SourceTable(self.maps["sources"])
+        self.sources = SourceTable(self.maps["sources"], self.maps["marks"])
         self.blocks = BlockTable(self.maps["blocks"])
 
     def close(self) -> None:
@@ -250,10 +250,14 @@ class LocalTable:
 
 
 class SourceTable:
-    """Own, allowed and blocked prefixes, flattened (see rules.effective)."""
+    """Own, allowed and blocked prefixes, flattened (see rules.effective), and what marks them."""
 
-    def __init__(self, fd: int) -> None:
+    def __init__(self, fd: int, marks_fd: int) -> None:
         self._fd = fd
+        self._marks_fd = marks_fd
+        value = libbpf.lookup(marks_fd, _U32.pack(0), marks.SIZE)
+        assert value is not None
+        self._marks = marks.unpacked(value)
 
     def read(self) -> dict[Prefix, Source]:
         result = {}
@@ -265,12 +269,22 @@ class SourceTable:
         return result
 
     def put(self, prefix: Prefix, source: Source) -> None:
-        """Keeps the count of drops that the prefix has so far."""
+        """Keeps the count of drops that the prefix has so far. Marks it first: no entry is ever without its marks."""
+        self._mark(self._marks | marks.of(prefix))
         value = program.SOURCE.pack(source.until_ns, self.dropped(prefix), source.flags, prefix.length)
         libbpf.update(self._fd, _key(prefix), value)
 
     def remove(self, prefix: Prefix) -> None:
         libbpf.delete(self._fd, _key(prefix))
+
+    def mark_only(self, prefixes: Iterable[Prefix]) -> None:
+        """Takes back the marks of entries that are gone, which cost time alone; `prefixes` are all that stand."""
+        self._mark(marks.of_all(prefixes))
+
+    def _mark(self, wanted: int) -> None:
+        if wanted != self._marks:
+            libbpf.update(self._marks_fd, _U32.pack(0), marks.packed(wanted))
+            self._marks = wanted
 
     def dropped(self, prefix: Prefix) -> int:
         """SYNs dropped for this very entry. An LPM lookup may answer with a shorter prefix: then 0."""

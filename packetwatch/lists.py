@@ -87,6 +87,8 @@ class Lists:
         finally:
             if removed or changed or self._local != self.host.own:
                 self.kernel.lists_changed()
+        if removed:
+            self.kernel.sources.mark_only(wanted)
         self._local, self._sources = set(self.host.own), wanted
         self._lengths = sorted({prefix.length for prefix in wanted}, reverse=True)
         return [prefix for prefix, source in changed if source.flags & (rules.ALLOW | rules.OWN)]

@@ -32,6 +32,7 @@ MAPS = (
     "recent_local",
     "recent_unlisted",
     "sources",
+    "marks",
     "blocks",
     "trackers",
     "folds_by_source",

@@ -105,6 +105,7 @@ class Rig:
         for name, size in KEY_BYTES.items():
             for key in list(libbpf.keys(kernel.maps[name], size)):
                 libbpf.delete(kernel.maps[name], key)
+        kernel.sources.mark_only(())
         empty_array(kernel, "trackers", kernel.parameters.trackers // 4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS))
         empty_array(kernel, "attachments", program.ATTACHMENT_CELLS, program.ATTACHMENT.size)
         empty_array(kernel, "folds_by_interface", program.ATTACHMENTS * 2, 16 * libbpf.possible_cpus())

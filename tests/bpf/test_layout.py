@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from packetwatch import event, kernel, libbpf, metricnames, program, rules
+from packetwatch import event, kernel, libbpf, marks, metricnames, program, rules
 from tests import frames as f
 from tests.bpf import harness
 
@@ -53,6 +53,8 @@ CONSTANTS = {
     "ATTACHMENT_PROBES": program.ATTACHMENT_PROBES,
     "PREFIXES": program.PREFIXES,
     "FOLDS": program.FOLDS,
+    "MARKS": marks.COUNT,
+    "sizeof(struct marks)": marks.SIZE,
     "sizeof(struct recent)": 24,
     "sizeof(struct counters)": kernel.COUNTER_WORDS * 8,
     "sizeof(struct tracker)": 32 + 8 * event.SCAN_SLOTS,
@@ -149,6 +151,7 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "recent_unlisted": (4, 24),
         "options": (4, 64),
         "sources": (program.PREFIX_KEY.size, program.SOURCE.size),
+        "marks": (4, marks.SIZE),
         "blocks": (16, program.BLOCK.size),
         "trackers": (4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS)),
         "folds_by_source": (program.FOLD_KEY.size, program.FOLD.size),

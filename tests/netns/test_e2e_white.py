@@ -33,7 +33,7 @@ class Maps:
     def __init__(self, resident):
         self.fds = resident.maps()
         self.blocks = BlockTable(self.fds["blocks"])
-        self.sources = SourceTable(self.fds["sources"])
+        self.sources = SourceTable(self.fds["sources"], self.fds["marks"])
 
     def close(self):
         for fd in self.fds.values():

@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "packetwatch"
 LAYERS = (
     # pure
     {"__init__", "event", "address", "rules", "detection", "kinds", "settings", "config", "metricnames"}
-    | {"budget", "summary", "operations", "manual"},
+    | {"budget", "marks", "summary", "operations", "manual"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
     | {"client", "sinks", "sinks.records", "sinks.scrapes"},
