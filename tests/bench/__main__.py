@@ -14,9 +14,11 @@ from . import load, packets, report, running
 ROOT = Path(__file__).resolve().parents[2]
 DOCUMENT = ROOT / "docs/benchmark.md"
 FULL = running.Effort(
-    rounds=60, block=packets.possible(), starts=5, knocks=20, idle_s=10, step_s=3, steps=14, flood_s=3
+    rounds=60, block=packets.possible(), starts=5, knocks=20, idle_s=10, step_s=3, steps=14, settle_s=0.5, flood_s=3
 )
-QUICK = running.Effort(rounds=3, block=5000, starts=1, knocks=2, idle_s=1, step_s=0.2, steps=1, flood_s=0.2)
+QUICK = running.Effort(
+    rounds=3, block=5000, starts=1, knocks=2, idle_s=1, step_s=0.2, steps=1, settle_s=10, flood_s=0.2
+)
 
 
 def main() -> int:
@@ -62,4 +64,7 @@ def tell(section: str) -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    try:
+        sys.exit(main())
+    except KeyboardInterrupt:
+        sys.exit(130)

@@ -7,29 +7,26 @@ import contextlib
 import json
 import os
 import socket
-import subprocess
-import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Protocol
 
 from tests import frames
 from tests.bpf import harness
 from tests.netns import traffic
-from tests.netns.resident import Resident, balances, wait_for
+from tests.netns.resident import Resident, balances
 
-from . import process
+from . import journald, process
 from .report import Measure
 from .running import Effort, running
 
 RECORDS, FLOOD = "Records", "A flood"
 SINGLY = ("--log-fold-rate", "0", "--log-daily-size", "0")
-JOURNAL = Path("/run/systemd/journal")
-FIRST_RATE, FIRST_JOURNAL_RATE = 40_000, 10_000
+MARKS = {"text": b": New connection: ", "json": b'"event_type":"connection"'}  # of a single connection's line
+FIRST_RATE, FIRST_JOURNAL_RATE = 40_000, 5_000
 STEP = 1.25  # from one rate to the next
 TICK_S = 0.01
-SETTLED_S = 0.5  # in which all that was sent must be written
 FRAMES_AT_ONCE = 50_000
 
 
@@ -75,6 +72,39 @@ def generator(wire: traffic.Wire, sources: int) -> contextlib.closing[Generator]
 # records
 
 
+class Store(Protocol):
+    """Where records end up: File, Journald."""
+
+    def cpu_s(self) -> float: ...  # of its own process, if it has one
+
+    def take(self) -> tuple[int, int]: ...  # the connections that are there and their bytes; then it is empty
+
+
+class File:
+    """Lines of one form, appended by the resident; ``path`` is gone afterwards."""
+
+    def __init__(self, path: Path, form: str) -> None:
+        self.path, self._mark = path, MARKS[form]
+
+    def __enter__(self) -> File:
+        self.stream = open(self.path, "ab")
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.stream.close()
+        self.path.unlink()
+
+    def cpu_s(self) -> float:
+        return 0.0
+
+    def take(self) -> tuple[int, int]:
+        size = self.path.stat().st_size
+        with open(self.path, "rb") as file:
+            count = sum(self._mark in line for line in file)
+        os.truncate(self.path, 0)
+        return count, size
+
+
 class Step(NamedTuple):
     """One rate, held for a while."""
 
@@ -82,115 +112,72 @@ class Step(NamedTuple):
     lost: int
     seconds: float
     cpu_s: float
-    size: int  #: bytes written
+    store_cpu_s: float
+    size: int  #: bytes where the records are kept
+
+    @property
+    def rate(self) -> float:
+        return self.records / self.seconds
 
 
 def records(wire: traffic.Wire, home: Path, form: str, generator: Generator, effort: Effort) -> Iterator[Measure]:
-    path = home / f"records.{form}"
-    with open(path, "ab") as file, running(wire, home / form, *SINGLY, stdout=file, form=form) as resident:
-        best, note = climb(resident, generator, FIRST_RATE, effort, path)
-    path.unlink()
-    if best is None:
-        yield Measure(RECORDS, f"{form}: without loss", None, "records/s", None, note)
-        return
-    target = 2.0 if form == "json" else None
-    yield Measure(RECORDS, f"{form}: without loss", best.records / best.seconds, "records/s", None, note)
-    yield Measure(RECORDS, f"{form}: CPU for a million", best.cpu_s / best.records * 1e6, "s", target, "at that rate")
-    yield Measure(RECORDS, f"{form}: a record", best.size / best.records, "bytes")
+    with File(home / f"records.{form}", form) as file:
+        with running(wire, home / form, *SINGLY, stdout=file.stream, form=form) as resident:
+            best, note = climb(resident, generator, FIRST_RATE, effort, file)
+    yield from rows(form, best, note, target=2.0 if form == "json" else None)
+
+
+def journal(wire: traffic.Wire, home: Path, generator: Generator, effort: Effort) -> Iterator[Measure]:
+    with open(os.devnull, "wb") as null, journald.Journald(wire.host) as store:
+        with running(wire, home / "journal", *SINGLY, stdout=null, form="journal") as resident:
+            best, note = climb(resident, generator, FIRST_JOURNAL_RATE, effort, store)
+    yield from rows("journal", best, note)
+    if best is not None:
+        spent = best.store_cpu_s / best.records * 1e6
+        yield Measure(RECORDS, "journal: CPU of journald for a million", spent, "s", None, "at that rate")
+
+
+def rows(form: str, best: Optional[Step], note: str, target: Optional[float] = None) -> Iterator[Measure]:
+    yield Measure(RECORDS, f"{form}: without loss", best.rate if best else None, "records/s", None, note)
+    if best is not None:
+        spent = best.cpu_s / best.records * 1e6
+        yield Measure(RECORDS, f"{form}: CPU for a million", spent, "s", target, "at that rate")
+        yield Measure(RECORDS, f"{form}: a record", best.size / best.records, "bytes")
 
 
 def climb(
-    resident: Resident, generator: Generator, rate: int, effort: Effort, path: Optional[Path]
+    resident: Resident, generator: Generator, rate: int, effort: Effort, store: Store
 ) -> tuple[Optional[Step], str]:
     """The last step without loss, and what to know about it."""
     best: Optional[Step] = None
     for _ in range(effort.steps):
-        step = hold(resident, generator, rate, effort.step_s, path)
+        step = hold(resident, generator, rate, effort, store)
         if step.lost:
             return best, f"of {rate:,} a second {step.lost:,} were lost or late"
         best, rate = step, int(rate * STEP)
     return best, "the last step that was tried"
 
 
-def hold(resident: Resident, generator: Generator, rate: int, seconds: float, path: Optional[Path]) -> Step:
-    before, cpu = resident.status(), process.cpu_s(resident.pid)
-    if path is not None:
-        os.truncate(path, 0)
+def hold(resident: Resident, generator: Generator, rate: int, effort: Effort, store: Store) -> Step:
+    before, cpu, store_cpu = resident.status()["ledger"], process.cpu_s(resident.pid), store.cpu_s()
     begin = time.monotonic()
-    generator.at_rate(rate, seconds)
+    generator.at_rate(rate, effort.step_s)
     spent = time.monotonic() - begin
-    time.sleep(SETTLED_S)
-    after = resident.status()
-    judged = after["ledger"]["syns"] - before["ledger"]["syns"]
-    lost = after["ledger"]["connections_lost"] - before["ledger"]["connections_lost"]
-    written = after["sinks"][0]["written"] - before["sinks"][0]["written"]
-    late = max(0, judged - lost - written)
-    size = path.stat().st_size if path is not None else 0
-    return Step(judged, lost + late, spent, process.cpu_s(resident.pid) - cpu, size)
+    judged = settled(resident, effort.settle_s)["syns"] - before["syns"]
+    cpu, store_cpu = process.cpu_s(resident.pid) - cpu, store.cpu_s() - store_cpu
+    kept, size = store.take()
+    return Step(judged, judged - kept, spent, cpu, store_cpu, size)
 
 
-def journal(wire: traffic.Wire, home: Path, generator: Generator, effort: Effort) -> Iterator[Measure]:
-    """Against journald where there is one; else only the sender's side, against a reader in its place."""
-    with contextlib.ExitStack() as stack:
-        real = (JOURNAL / "socket").is_socket()
-        reader = None if real else stack.enter_context(Reader())
-        null = stack.enter_context(open(os.devnull, "wb"))
-        resident = stack.enter_context(running(wire, home / "journal", *SINGLY, stdout=null, form="journal"))
-        best, note = climb(resident, generator, FIRST_JOURNAL_RATE, effort, None)
-    name = "journal: without loss"
-    if real and best is not None:
-        yield Measure(RECORDS, name, best.records / best.seconds, "records/s", None, note)
-    else:
-        yield Measure(RECORDS, name, None, "records/s", None, note if real else "no journald here")
-    if best is not None:
-        where = "" if real else "to a reader in journald's place"
-        yield Measure(RECORDS, "journal: CPU for a million", best.cpu_s / best.records * 1e6, "s", None, where)
-    if reader is not None:
-        yield Measure(RECORDS, "journal: a record", reader.bytes / max(1, reader.datagrams), "bytes", None, "as sent")
-
-
-class Reader:
-    """Takes datagrams where journald's socket would be, as fast as Python can."""
-
-    def __enter__(self) -> Reader:
-        self._made = not JOURNAL.parent.exists()
-        JOURNAL.parent.mkdir(exist_ok=True)
-        subprocess.run(["mount", "-t", "tmpfs", "tmpfs", str(JOURNAL.parent)], check=True)
-        JOURNAL.mkdir()
-        self._child = subprocess.Popen(
-            [sys.executable, "-c", _READER, str(JOURNAL / "socket")], stdin=subprocess.PIPE, stdout=subprocess.PIPE
-        )
-        wait_for((JOURNAL / "socket").is_socket, "the journal's reader")
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        out, _ = self._child.communicate(timeout=10)  # closes its standard input, which ends it
-        self.datagrams, self.bytes = map(int, out.split())
-        subprocess.run(["umount", str(JOURNAL.parent)], check=True)
-        if self._made:
-            JOURNAL.parent.rmdir()
-
-
-_READER = """
-import select, socket, sys
-taker = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM)
-taker.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 8 << 20)
-taker.bind(sys.argv[1])
-taker.setblocking(False)
-count = size = 0
-buffer = bytearray(1 << 16)
-while True:
-    ready = select.select([taker, sys.stdin], [], [])[0]
-    try:
-        while True:
-            size += taker.recv_into(buffer)
-            count += 1
-    except BlockingIOError:
-        pass
-    if sys.stdin in ready:
-        break
-print(count, size)
-"""
+def settled(resident: Resident, most_s: float) -> dict[str, int]:
+    """The ledger at rest, or as it is when the time is over."""
+    end, last = time.monotonic() + most_s, None
+    while True:
+        terms = resident.status()["ledger"]
+        if time.monotonic() >= end or (terms == last and balances(terms)):
+            return terms
+        last = terms
+        time.sleep(0.1)
 
 
 # flood
@@ -229,7 +216,7 @@ def count_records(path: Path) -> dict[str, int]:
     found = {"connection": 0, "summary": 0}
     with open(path, "rb") as file:
         for line in file:
-            if b'"event_type":"connection"' in line:
+            if MARKS["json"] in line:
                 found["connection"] += 1
             elif b'"event_type":"summary"' in line:
                 found["summary"] += json.loads(line)["count"]

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What a process costs, as /proc tells: CPU seconds, resident pages by what they are of."""
+"""What a process costs, as /proc tells: CPU seconds, resident pages by what they are of; how none outlives us."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 RINGS = "anon_inode:bpf-map"  # what the kernel calls a mapping of a BPF map
 MB = 1 << 20
+DYING_WITH_US = ("setpriv", "--pdeathsig", "KILL")  #: in front of a command: also when the bench is killed
 
 
 class Memory(NamedTuple):

@@ -22,6 +22,7 @@ from .report import Measure
 START, AT_REST = "A start", "At rest"
 CLONE_NEWNS = 0x00020000
 CLOSED = 9
+PINS = Path("/run/bench-pins")
 
 
 class Effort(NamedTuple):
@@ -34,15 +35,19 @@ class Effort(NamedTuple):
     idle_s: float
     step_s: float
     steps: int
+    settle_s: float  #: after a step, in which all must be where it belongs
     flood_s: float
 
 
 @contextlib.contextmanager
 def stage() -> Iterator[traffic.Wire]:
-    """Two namespaces with a wire; what is mounted from now on only this process and its children see."""
+    """Two namespaces with a wire and a /run of our own: only this process and its children see them, and however
+    these end, nothing is left.
+    """
     if ctypes.CDLL(None, use_errno=True).unshare(CLONE_NEWNS):
         raise OSError(ctypes.get_errno(), "unshare")
     subprocess.run(["mount", "--make-rprivate", "/"], check=True)
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", "/run"], check=True)
     wire = traffic.Wire()
     try:
         yield wire.add()
@@ -54,11 +59,15 @@ def stage() -> Iterator[traffic.Wire]:
 def running(
     wire: traffic.Wire, home: Path, *flags: str, stdout: Any = subprocess.PIPE, form: str = "json"
 ) -> Iterator[Resident]:
-    resident = Resident(wire.host, home, "", "--interface", "v0", "--log-format", form, *flags, stdout=stdout)
+    resident = ours(wire, home, "--log-format", form, *flags, stdout=stdout)
     try:
         yield resident.start()
     finally:
         resident.stop(signal.SIGINT)
+
+
+def ours(wire: traffic.Wire, home: Path, *flags: str, **options: Any) -> Resident:
+    return Resident(wire.host, home, "", "--interface", "v0", *flags, prefix=process.DYING_WITH_US, **options)
 
 
 # starts
@@ -66,32 +75,32 @@ def running(
 
 def starts(wire: traffic.Wire, home: Path, effort: Effort) -> Iterator[Measure]:
     """From exec to the record that says it watches."""
-    pins = home / "bpf"
-    pins.mkdir()
-    subprocess.run(["mount", "-t", "bpf", "bpf", str(pins)], check=True)
+    PINS.mkdir()
+    subprocess.run(["mount", "-t", "bpf", "bpf", str(PINS)], check=True)
     cold, warm = [], []
     for number in range(effort.starts):
-        flags = ("--interface", "v0", "--log-format", "json", "--pin", str(pins / str(number)))
+        flags = ("--log-format", "json", "--pin", str(PINS / str(number)))
         place = home / f"start{number}"
         cold.append(timed_start(wire, place, flags, adopted=False, end=signal.SIGKILL))
         warm.append(timed_start(wire, place, flags, adopted=True, end=signal.SIGINT))
-    subprocess.run(["umount", str(pins)], check=True)
     how = f"median of {len(cold)}"
     yield Measure(START, "cold: compiled, loaded, attached", statistics.median(cold), "s", 1.5, how)
     yield Measure(START, "warm: adopted after a SIGKILL", statistics.median(warm), "s", 0.3, how)
 
 
 def timed_start(wire: traffic.Wire, home: Path, flags: tuple[str, ...], adopted: bool, end: int) -> float:
-    resident = Resident(wire.host, home, "", *flags)
+    resident = ours(wire, home, *flags)
     begin = time.perf_counter()
     resident.launch()
-    while not any('"event_type":"start"' in line and '"mode"' in line for line in list(resident.lines)):
-        assert resident.running, resident.errors()
-        assert time.perf_counter() < begin + 30, "it does not start"
-        time.sleep(0.001)
-    spent = time.perf_counter() - begin
-    assert resident.status()["adopted"] == adopted
-    resident.stop(end)
+    try:
+        while not any('"event_type":"start"' in line and '"mode"' in line for line in list(resident.lines)):
+            assert resident.running, resident.errors()
+            assert time.perf_counter() < begin + 30, "it does not start"
+            time.sleep(0.001)
+        spent = time.perf_counter() - begin
+        assert resident.status()["adopted"] == adopted
+    finally:
+        resident.stop(end)
     return spent
 
 

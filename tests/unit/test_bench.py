@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
+import os
+
 import pytest
 
-from tests.bench import packets, report
+from tests.bench import load, packets, report
+from tests.bench.__main__ import QUICK
 from tests.bench.report import Measure
+from tests.netns.resident import TERMS
 
 
 def test_a_machine_that_slows_down_does_not_change_a_ratio():
@@ -54,3 +58,39 @@ def test_the_machine_is_described_without_its_name():
 def test_the_table_for_the_terminal():
     lines = report.table([Measure("A", "one", 3.0, "s", 2.0)]).splitlines()
     assert lines[1] == "A:" and lines[2].split() == ["one", "3", "s", "2", "s", "MISSED"]
+
+
+class Stage:
+    """A resident, a generator and a store in one, whose store takes 300 of a step at most."""
+
+    pid = os.getpid()
+    syns = kept = 0
+
+    def at_rate(self, rate, seconds):
+        self.syns += round(rate * seconds)
+        self.kept += min(300, round(rate * seconds))
+
+    def status(self):
+        return {"ledger": {**dict.fromkeys(TERMS, 0), "syns": self.syns, "connections": self.syns}}
+
+    def cpu_s(self):
+        return 0.0
+
+    def take(self):
+        kept, self.kept = self.kept, 0
+        return kept, 10 * kept
+
+
+def test_a_record_that_is_not_where_it_belongs_is_lost_whatever_the_ledger_says():
+    stage = Stage()
+    best, note = load.climb(stage, stage, 200, QUICK._replace(step_s=1.0, steps=9), stage)
+    assert (best.records, best.lost, best.size) == (250, 0, 2500)
+    assert note == "of 312 a second 12 were lost or late"
+
+
+def test_lines_of_connections_are_counted_and_taken_away(tmp_path):
+    with load.File(tmp_path / "f", "json") as file:
+        file.stream.write(b'{"event_type":"connection"}\n{"event_type":"start"}\n{"event_type":"connection"}\n')
+        file.stream.flush()
+        assert file.take() == (2, 79) and file.take() == (0, 0)
+    assert not file.path.exists()
