@@ -9,12 +9,13 @@ export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat 
 
 DESTDIR ?=
 PACKAGES ?= build/packages
+REPO ?= build/repo
 DEB = $(PACKAGES)/packetwatch_$(VERSION)_all.deb
 RPM = $(PACKAGES)/packetwatch-$(VERSION)-1.noarch.rpm
 MAINTAINER := $(shell sed -n 's/^--maintainer "\(.*\)"/\1/p' debian/fpm.options)
 
 .PHONY: install deb rpm repo lint-packages deps-package
-.SILENT: install deb rpm
+.SILENT: install deb rpm repo
 
 install: L = $(DESTDIR)/usr/lib
 install: S = $(DESTDIR)/usr/share
@@ -91,3 +92,21 @@ lint-packages: deps-package deb rpm ## lintian and rpmlint; each exception has i
 
 deps-package: ## install what building and testing the packages needs
 	@deps/install run test package
+
+# Of all packages in $(PACKAGES): whoever pins a version still finds it.
+repo: R = $(REPO)
+repo: deb rpm ## signed repositories for apt and dnf in build/repo: make repo REPO_KEY=ID [REPO_URL=URL]
+	$(if $(REPO_KEY),,$(error Which key signs? make repo REPO_KEY=ID, with an id that gpg --list-secret-keys shows))
+	rm -rf $(R) && mkdir -p $(R)/apt $(R)/dnf
+	gpg --batch --armor --export $(REPO_KEY) >$(R)/packetwatch.asc
+	cp $(PACKAGES)/*.deb $(R)/apt
+	cp debian/packetwatch.sources $(R) && cp rpm/packetwatch.repo $(R)
+	cd $(R)/apt && apt-ftparchive packages . >Packages && gzip -9nk Packages
+	cd $(R)/apt && apt-ftparchive -c $(CURDIR)/debian/release.conf release . >../Release && mv ../Release .
+	gpg --batch --local-user $(REPO_KEY) --clearsign --output $(R)/apt/InRelease $(R)/apt/Release
+	cp $(PACKAGES)/*.rpm $(R)/dnf
+	rpmsign --define '_gpg_name $(REPO_KEY)' --define '__gpg /usr/bin/gpg' --addsign $(R)/dnf/*.rpm
+	createrepo_c --quiet --no-database $(R)/dnf
+	gpg --batch --local-user $(REPO_KEY) --armor --detach-sign $(R)/dnf/repodata/repomd.xml
+	sed -i 's|@URL@|$(or $(REPO_URL),https://packages.packetwatch.example)|' $(R)/packetwatch.sources $(R)/packetwatch.repo
+	echo $(R)
