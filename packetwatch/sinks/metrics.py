@@ -21,6 +21,7 @@ from packetwatch.sinks.ledger import RING, Account
 
 _BACKLOG = 16
 _STOP_S = 5
+PRELOAD_S = 3
 
 #: (label values, value)
 Sample = tuple[tuple[str, ...], float]
@@ -68,8 +69,9 @@ def samples(s: Snapshot) -> dict[str, list[Sample]]:
     for name in ("syns", "connections", "connections_folded", "connections_would_drop", "scans"):
         found[f"packetwatch_{name}"] = []
     found["packetwatch_connections_dropped"], found["packetwatch_connections_lost"] = [], []
+    places = [RING, *list(s.sinks)[:1]]  # the first log is the one that decides what is lost
     for interface, account in s.accounts.items():
-        for name, values in _of_account(interface, account):
+        for name, values in _of_account(interface, account, places):
             found[name].append(values)
     return found
 
@@ -78,7 +80,7 @@ def _named(names: Sequence[str], values: Sequence[int]) -> list[Sample]:
     return [((name,), value) for name, value in zip(names, values)]
 
 
-def _of_account(interface: str, account: Account) -> Iterator[tuple[str, Sample]]:
+def _of_account(interface: str, account: Account, places: Sequence[str]) -> Iterator[tuple[str, Sample]]:
     c = account.counters
     for i, family in enumerate(FAMILIES):
         labels = (interface, family)
@@ -89,7 +91,7 @@ def _of_account(interface: str, account: Account) -> Iterator[tuple[str, Sample]
         yield "packetwatch_scans", (labels, c.scans[i])
         for r, reason in enumerate(DROP_REASONS):
             yield "packetwatch_connections_dropped", ((*labels, reason), c.dropped[r * len(FAMILIES) + i])
-        for where in {RING, *account.lost}:
+        for where in {*places, *account.lost}:
             yield "packetwatch_connections_lost", ((*labels, where), account.lost.get(where, (0, 0))[i])
 
 
@@ -152,7 +154,7 @@ class Exporter:
 
 
 class _Listener:
-    """Holds an address from the start; what answers there is imported with the first connection."""
+    """Holds an address from the start; what answers there is imported after the start, which it would slow down."""
 
     def __init__(self, address: tuple[str, int], samples: Callable[[], Mapping[str, list[Sample]]]) -> None:
         """Raises OSError where it cannot listen."""
@@ -186,11 +188,13 @@ class _Listener:
         self._socket.close()
 
     def _serve(self) -> None:
+        """An upgrade of Python or prometheus-client beneath us finds the modules in memory, soon after the start."""
+        select.select([self._socket, self._told], [], [], PRELOAD_S)
+        from packetwatch.sinks import scrapes
+
         select.select([self._socket, self._told], [], [])
         with self._lock:
             if self._stopping:
                 return
-            from packetwatch.sinks import scrapes
-
             self._server = scrapes.Server(self._socket, scrapes.registry(self._samples))
         self._server.serve_forever()

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The HTTP server that answers scrapes. Imported with the first one: with prometheus-client it costs a start a
-tenth of a second, and 7 MB. What the metrics are, and where it listens, is metrics.py's.
+"""The HTTP server that answers scrapes. Imported after the start: with prometheus-client it takes a tenth of a
+second, and 7 MB. What the metrics are, and where it listens, is metrics.py's.
 """
 
 from __future__ import annotations

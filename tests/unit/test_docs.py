@@ -15,9 +15,10 @@ PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md")])
 DECISIONS = sorted(ROOT.glob("docs/decisions/*.md"))
 SOURCES = [
     path
-    for pattern in ("*.py", "*.c", "*.h", "*.sh")
-    for path in ROOT.rglob(pattern)
-    if not {"build", ".git"} & set(path.relative_to(ROOT).parts)
+    for top in ROOT.iterdir()
+    if top.name not in ("build", ".git")
+    for path in (top.rglob("*") if top.is_dir() else [top])
+    if path.suffix in (".py", ".c", ".h", ".sh", ".mk", ".pp", ".rb")
 ]
 
 
