@@ -83,7 +83,9 @@ def _mmdebstrap(release: str, packages: Sequence[str], root: pathlib.Path) -> No
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")]
     command += ["--customize-hook=rm -rf $1/var/lib/apt/lists/* $1/etc/hostname"]
     command += [release, str(partial), f"deb {mirror()} {release} main"]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    # Its filter for every package is a Python script: the system's own starts at once, a wrapper may not.
+    environment = {**os.environ, "PATH": "/usr/sbin:/usr/bin:/sbin:/bin"}
+    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, env=environment)
     if done.returncode:
         raise RuntimeError(f"mmdebstrap failed:\n{done.stderr[-2000:]}")
     partial.rename(root)
