@@ -42,9 +42,9 @@ install: ## lay the product out below DESTDIR
 	install -Dm644 -t $(S)/packetwatch/prometheus monitoring/prometheus/packetwatch.rules.yml
 	install -Dm644 -t $(S)/packetwatch/prometheus monitoring/prometheus/scrape.yml
 	install -Dm644 -t $(S)/packetwatch/grafana monitoring/grafana/packetwatch.json
-	for file in $$(cd puppet/modules && find packetwatch -type f -not -path '*/spec/*' -not -name '.*' \
-		-not -name Gemfile\* -not -name Rakefile); do \
-		install -Dm644 puppet/modules/$$file $(S)/packetwatch/puppet/modules/$$file; done
+	install -dm755 $(S)/packetwatch/puppet/modules
+	cd puppet/modules && find packetwatch -type f -not -path '*/.*' -not -path '*/spec/*' -not -name Gemfile\* \
+		-exec cp --parents --preserve=mode -t $(abspath $(S))/packetwatch/puppet/modules {} +
 
 build/gems/bin/fpm:
 	gem install --quiet --no-document --no-user-install --install-dir build/gems fpm -v 1.18.0
@@ -54,7 +54,7 @@ build/gems/bin/fpm:
 define fpm
 	chmod -R u=rwX,go=rX $(2)
 	grep -v '^#' $(1) >build/fpm.options
-	GEM_HOME=build/gems build/gems/bin/fpm --force --fpm-options-file build/fpm.options --version '$(VERSION)' \
+	umask 022; GEM_HOME=build/gems build/gems/bin/fpm --force --fpm-options-file build/fpm.options --version '$(VERSION)' \
 		$(3) $(2)/=/ >build/fpm.log || { cat build/fpm.log; exit 1; }
 endef
 
@@ -66,7 +66,7 @@ deb: build/gems/bin/fpm ## build the package for Debian and Ubuntu
 	install -Dm644 debian/lintian-overrides $(T)/usr/share/lintian/overrides/packetwatch
 	install -Dm755 debian/packetwatch.rtupdate $(T)/usr/share/python3/runtime.d/packetwatch.rtupdate
 	gzip -9n <CHANGELOG.md >$(T)/usr/share/doc/packetwatch/NEWS.gz
-	printf '%s\n' 'packetwatch ($(VERSION)) unstable; urgency=medium' '' \
+	umask 022; printf '%s\n' 'packetwatch ($(VERSION)) unstable; urgency=medium' '' \
 		'  * What changed: /usr/share/doc/packetwatch/NEWS.gz' '' \
 		" -- $(MAINTAINER)  $$(LC_ALL=C date -uRd @$(SOURCE_DATE_EPOCH))" >build/changelog
 	$(call fpm,debian/fpm.options,$(T),--package $(DEB) --deb-changelog build/changelog \
@@ -80,7 +80,7 @@ rpm: build/gems/bin/fpm ## build the package for Fedora and EL
 	install -Dm644 -t $(T)/usr/share/doc/packetwatch CHANGELOG.md
 	install -Dm644 -t $(T)/usr/share/licenses/packetwatch LICENSES/*.txt
 	install -Dm644 rpm/packetwatch.preset $(T)/usr/lib/systemd/system-preset/80-packetwatch.preset
-	printf '%s\n' "* $$(LC_ALL=C date -ud @$(SOURCE_DATE_EPOCH) '+%a %b %d %Y') $(MAINTAINER) - $(VERSION)-1" \
+	umask 022; printf '%s\n' "* $$(LC_ALL=C date -ud @$(SOURCE_DATE_EPOCH) '+%a %b %d %Y') $(MAINTAINER) - $(VERSION)-1" \
 		'- What changed: /usr/share/doc/packetwatch/CHANGELOG.md' >build/changelog
 	$(call fpm,rpm/fpm.options,$(T),--package $(RPM) --rpm-changelog build/changelog \
 		--description "$$(tail -n +2 debian/description)")
