@@ -22,6 +22,7 @@ from packetwatch.sinks.ledger import RING, Account
 _BACKLOG = 16
 _STOP_S = 5
 PRELOAD_S = 3
+_IP_FREEBIND, _IPV6_FREEBIND = (socket.IPPROTO_IP, 15), (socket.IPPROTO_IPV6, 78)  # Linux' in.h and in6.h
 
 #: (label values, value)
 Sample = tuple[tuple[str, ...], float]
@@ -161,6 +162,8 @@ class _Listener:
         self._samples = samples
         self._socket = socket.socket(socket.AF_INET6 if ":" in address[0] else socket.AF_INET)
         try:
+            # The service is there before the network: an address may come later, or move here.
+            self._socket.setsockopt(*(_IPV6_FREEBIND if ":" in address[0] else _IP_FREEBIND), 1)
             self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             self._socket.bind(address)
             self._socket.listen(_BACKLOG)

@@ -112,6 +112,18 @@ def test_both_addresses_answer_and_no_other_path(watch, wire):
         socket.create_connection(("192.0.2.1", 9773), 0.3)
 
 
+@pytest.mark.parametrize("address", ("198.51.100.9", "2001:db8:9::9"))
+def test_an_address_may_come_after_the_start(resident, netns, address):
+    """As at boot: the service is there before the network is."""
+    place = f"[{address}]:9773" if ":" in address else f"{address}:9773"
+    host = netns()
+    watch = resident(host, f"interface = lo\nlog.format = json\nmetrics.listen = {place}\n")
+    assert watch.status()["metrics"] == [place]
+    host.run(["ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])])
+    with host.enter(), urllib.request.urlopen(f"http://{place}/metrics", timeout=5) as answer:
+        assert b"packetwatch_syns_total" in answer.read()
+
+
 def test_slow_and_many_clients_cost_nothing(watch, wire):
     """They hold bounded threads for a bounded time; the monitor and who scrapes after them do not notice."""
     with contextlib.ExitStack() as open_links, wire.host.enter():
