@@ -49,40 +49,41 @@ install: ## lay the product out below DESTDIR
 build/gems/bin/fpm:
 	gem install --quiet --no-document --no-user-install --install-dir build/gems fpm -v 1.18.0
 
-# $(call fpm,OPTIONS FILE,TREE,MORE OPTIONS): fpm knows no comments, and talks of every option. The caller's
-# umask is not to be in the package.
+# $(call fpm,OPTIONS FILE,MORE OPTIONS) packages $(W)/tree. fpm knows no comments, and talks of every option.
+# The caller's umask is not to be in the package.
 define fpm
-	chmod -R u=rwX,go=rX $(2)
-	grep -v '^#' $(1) >build/fpm.options
-	umask 022; GEM_HOME=build/gems build/gems/bin/fpm --force --fpm-options-file build/fpm.options --version '$(VERSION)' \
-		$(3) $(2)/=/ >build/fpm.log || { cat build/fpm.log; exit 1; }
+	chmod -R u=rwX,go=rX $(W)
+	grep -v '^#' $(1) >$(W)/options
+	umask 022; GEM_HOME=build/gems build/gems/bin/fpm --force --fpm-options-file $(W)/options --version '$(VERSION)' \
+		$(2) $(W)/tree/=/ >$(W)/log || { cat $(W)/log; exit 1; }
+	rm -rf $(W)
 endef
 
-deb: T = build/deb
+deb: W = $(PACKAGES)/.deb
 deb: build/gems/bin/fpm ## build the package for Debian and Ubuntu
-	rm -rf $(T) && mkdir -p $(PACKAGES)
-	$(MAKE) -s install DESTDIR=$(T) VERSION='$(VERSION)'
-	install -Dm644 debian/copyright $(T)/usr/share/doc/packetwatch/copyright
-	install -Dm644 debian/lintian-overrides $(T)/usr/share/lintian/overrides/packetwatch
-	install -Dm755 debian/packetwatch.rtupdate $(T)/usr/share/python3/runtime.d/packetwatch.rtupdate
-	gzip -9n <CHANGELOG.md >$(T)/usr/share/doc/packetwatch/NEWS.gz
-	umask 022; printf '%s\n' 'packetwatch ($(VERSION)) unstable; urgency=medium' '' \
+	rm -rf $(W) && mkdir -p $(W)
+	$(MAKE) -s install DESTDIR=$(W)/tree VERSION='$(VERSION)'
+	install -Dm644 debian/copyright $(W)/tree/usr/share/doc/packetwatch/copyright
+	install -Dm644 debian/lintian-overrides $(W)/tree/usr/share/lintian/overrides/packetwatch
+	install -Dm755 debian/packetwatch.rtupdate $(W)/tree/usr/share/python3/runtime.d/packetwatch.rtupdate
+	gzip -9n <CHANGELOG.md >$(W)/tree/usr/share/doc/packetwatch/NEWS.gz
+	printf '%s\n' 'packetwatch ($(VERSION)) unstable; urgency=medium' '' \
 		'  * What changed: /usr/share/doc/packetwatch/NEWS.gz' '' \
-		" -- $(MAINTAINER)  $$(LC_ALL=C date -uRd @$(SOURCE_DATE_EPOCH))" >build/changelog
-	$(call fpm,debian/fpm.options,$(T),--package $(DEB) --deb-changelog build/changelog \
+		" -- $(MAINTAINER)  $$(LC_ALL=C date -uRd @$(SOURCE_DATE_EPOCH))" >$(W)/changelog
+	$(call fpm,debian/fpm.options,--package $(DEB) --deb-changelog $(W)/changelog \
 		--description "$$(cat debian/description)")
 	echo $(DEB)
 
-rpm: T = build/rpm
+rpm: W = $(PACKAGES)/.rpm
 rpm: build/gems/bin/fpm ## build the package for Fedora and EL
-	rm -rf $(T) && mkdir -p $(PACKAGES)
-	$(MAKE) -s install DESTDIR=$(T) VERSION='$(VERSION)'
-	install -Dm644 -t $(T)/usr/share/doc/packetwatch CHANGELOG.md
-	install -Dm644 -t $(T)/usr/share/licenses/packetwatch LICENSES/*.txt
-	install -Dm644 rpm/packetwatch.preset $(T)/usr/lib/systemd/system-preset/80-packetwatch.preset
-	umask 022; printf '%s\n' "* $$(LC_ALL=C date -ud @$(SOURCE_DATE_EPOCH) '+%a %b %d %Y') $(MAINTAINER) - $(VERSION)-1" \
-		'- What changed: /usr/share/doc/packetwatch/CHANGELOG.md' >build/changelog
-	$(call fpm,rpm/fpm.options,$(T),--package $(RPM) --rpm-changelog build/changelog \
+	rm -rf $(W) && mkdir -p $(W)
+	$(MAKE) -s install DESTDIR=$(W)/tree VERSION='$(VERSION)'
+	install -Dm644 -t $(W)/tree/usr/share/doc/packetwatch CHANGELOG.md
+	install -Dm644 -t $(W)/tree/usr/share/licenses/packetwatch LICENSES/*.txt
+	install -Dm644 rpm/packetwatch.preset $(W)/tree/usr/lib/systemd/system-preset/80-packetwatch.preset
+	printf '%s\n' "* $$(LC_ALL=C date -ud @$(SOURCE_DATE_EPOCH) '+%a %b %d %Y') $(MAINTAINER) - $(VERSION)-1" \
+		'- What changed: /usr/share/doc/packetwatch/CHANGELOG.md' >$(W)/changelog
+	$(call fpm,rpm/fpm.options,--package $(RPM) --rpm-changelog $(W)/changelog \
 		--description "$$(tail -n +2 debian/description)")
 	echo $(RPM)
 

@@ -94,9 +94,10 @@ class Dnf(Host):
     """dnf and rpm with their own database, on a system whose files came from Debian's packages."""
 
     kept_suffix = ".rpmnew"
-    _dnf = "dnf -qy --disablerepo='*' --releasever=9 --setopt=cachedir=/var/cache/dnf"
+    _dnf = "dnf -y --disablerepo='*' --releasever=9 --setopt=cachedir=/var/cache/dnf"
 
     def prepare(self, scratch: pathlib.Path) -> None:
+        self.sh("mkdir -p /usr/share/licenses /usr/share/man/man5 /usr/share/man/man8")  # of EL's package filesystem
         self.sh(f'{self._dnf} install "$1"', self.take(stand_in(scratch)))
 
     def file(self, built: Built) -> pathlib.Path:

@@ -157,7 +157,7 @@ def test_a_purge_leaves_nothing(host, new):
 def test_a_start_that_fails_says_so_and_does_not_fail_the_installation(host, new):
     host.machine.write(f"{CONFIG}.d/50-own.conf", "[scan]\nports = many\n")
     done = host.install(new)
-    assert "journalctl -u packetwatch" in done.stderr
+    assert "journalctl -u packetwatch" in done.stdout + done.stderr
     assert "Traceback" not in done.stdout + done.stderr + host.told()
     host.sh(f"rm {CONFIG}.d/50-own.conf")
     assert host.install(new).returncode == 0
