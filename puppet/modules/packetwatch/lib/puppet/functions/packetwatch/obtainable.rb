@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: Apache-2.0
+# frozen_string_literal: true
+
+# What a package that is not strictly needed can be ensured to be: installed where it is, or where the archive
+# has it, and absent where neither holds, with a notice. For a Deferred value: only the agent can know.
+#
+# @api private
+Puppet::Functions.create_function(:'packetwatch::obtainable') do
+  # @param package its name
+  # @return installed or absent
+  dispatch :obtainable do
+    param 'String[1]', :package
+    return_type "Enum['installed', 'absent']"
+  end
+
+  def obtainable(package)
+    return 'installed' if questions.any? { |question| answered?([*question, package]) }
+
+    Puppet.notice("The package #{package} is not to be had. Packetwatch works without it.")
+    'absent'
+  end
+
+  def questions
+    if File.executable?('/usr/bin/dpkg-query')
+      [['dpkg-query', '--show'], ['apt-cache', 'show']]
+    else
+      [['rpm', '--query'], ['dnf', '--quiet', 'repoquery']]
+    end
+  end
+
+  # A mirror that does not answer must not hold up the run.
+  def answered?(command)
+    answer = IO.popen(['timeout', '60', *command], in: File::NULL, err: File::NULL, &:read)
+    $?.success? && !answer.empty?
+  end
+end

@@ -1,0 +1,97 @@
+# SPDX-License-Identifier: Apache-2.0
+# @summary Directories and settings, written before the package, so that its first start has them
+# @api private
+class packetwatch::config {
+  if $packetwatch::scan_window {
+    packetwatch::within('scan_window', $packetwatch::scan_window, '1s', '24h')
+  }
+  if $packetwatch::block_duration and $packetwatch::block_duration != 'forever' {
+    packetwatch::within('block_duration', $packetwatch::block_duration, '1s', '3650d')
+  }
+  if $packetwatch::log_daily_size and packetwatch::amount($packetwatch::log_daily_size) != 0 {
+    packetwatch::within('log_daily_size', $packetwatch::log_daily_size, '64K', '1024T')
+  }
+
+  # Of these lists the values add up over files. What is said here stands instead of what is said before,
+  # and an empty value takes that back; allow and block add to the entries of others.
+  $interface = $packetwatch::interface.then |$names| { [''] + [$names].flatten }
+  $metrics_listen = $packetwatch::metrics_listen.then |$addresses| { [''] + [$addresses].flatten }
+
+  file { '/etc/packetwatch':
+    ensure => directory,
+    owner  => 'root',
+    group  => 'root',
+    mode   => '0755',
+  }
+
+  # What packetwatch::allow and packetwatch::block once wrote must not stay when they are taken out of the
+  # catalog: of the files whose names begin with 60-p those go that are not declared, and no others.
+  file { '/etc/packetwatch/packetwatch.conf.d':
+    ensure       => directory,
+    owner        => 'root',
+    group        => 'root',
+    mode         => '0755',
+    recurse      => true,
+    recurselimit => 1,
+    purge        => true,
+    ignore       => ['[!6]*', '6[!0]*', '60[!-]*', '60-[!p]*'],
+  }
+
+  file { '/etc/packetwatch/packetwatch.conf.d/50-puppet.conf':
+    ensure       => file,
+    owner        => 'root',
+    group        => 'root',
+    mode         => '0644',
+    validate_cmd => packetwatch::check('50-puppet.conf'),
+    content      => epp('packetwatch/settings.conf.epp', {
+        'sections' => {
+          'packetwatch' => {
+            'interface' => $interface,
+            'mode'      => $packetwatch::mode,
+            'allow'     => $packetwatch::allow,
+            'block'     => $packetwatch::block,
+            'socket'    => $packetwatch::socket,
+            'state'     => $packetwatch::state,
+            'pin'       => $packetwatch::pin,
+          },
+          'allow'       => {
+            'own'      => $packetwatch::allow_own,
+            'gateways' => $packetwatch::allow_gateways,
+            'sessions' => $packetwatch::allow_sessions,
+          },
+          'scan'        => {
+            'ports'  => $packetwatch::scan_ports,
+            'window' => $packetwatch::scan_window,
+          },
+          'block'       => {
+            'duration' => $packetwatch::block_duration,
+          },
+          'xdp'         => {
+            'mode' => $packetwatch::xdp_mode,
+          },
+          'log'         => {
+            'format'      => $packetwatch::log_format,
+            'file'        => $packetwatch::log_file,
+            'connections' => $packetwatch::log_connections,
+            'anonymize'   => $packetwatch::log_anonymize,
+            'fold_rate'   => $packetwatch::log_fold_rate,
+            'fold_burst'  => $packetwatch::log_fold_burst,
+            'daily_size'  => $packetwatch::log_daily_size,
+          },
+          'metrics'     => {
+            'listen' => $metrics_listen,
+          },
+          'table'       => {
+            'trackers' => $packetwatch::table_trackers,
+            'blocks'   => $packetwatch::table_blocks,
+          },
+          'ring'        => {
+            'size' => $packetwatch::ring_size,
+          },
+          'loader'      => {
+            'headers' => $packetwatch::loader_headers,
+          },
+        },
+    }),
+  }
+}

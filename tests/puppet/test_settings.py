@@ -1,0 +1,200 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The class has a parameter for every setting, takes the values that the settings take, and writes what loads as them."""
+
+from __future__ import annotations
+
+import json
+import random
+import socket
+
+import pytest
+
+from packetwatch import config
+from packetwatch.address import parse_prefix
+from packetwatch.config import ConfigError
+from tests.puppet.gems import CHECKOUT
+
+ROWS = {config.parameter(row.key): row for row in config.describe()}
+PATH = "/etc/packetwatch/packetwatch.conf.d/50-puppet.conf"
+FACTS = {
+    "os": {"family": "Debian", "name": "Debian", "architecture": "amd64", "release": {"major": "12"}},
+    "kernelrelease": "6.1.0-18-amd64",
+}
+#: Parameters that are not settings.
+OTHERS = {
+    "ensure", "package_ensure", "package_source", "package_provider", "service_ensure", "service_enable", "manage_repo",
+    "repo_url", "repo_key", "manage_epel", "manage_headers", "running_headers", "headers_package",
+    "running_headers_package", "scrape_target",
+}
+
+PREFIXES = [
+    "192.0.2.1", "192.0.2.0/24", "0.0.0.0/0", "255.255.255.255/32", "::", "::/0", "::1", "1::", "2001:db8::/32",
+    "2001:DB8::7/128", "1:2:3:4:5:6:7:8", "1:2:3:4:5:6:7::", "::2:3:4:5:6:7:8", "1::8",
+]
+NO_PREFIXES = [
+    "", "256.0.0.1", "192.0.2", "192.0.2.1.", "192.0.2.01", "192.0.2.0/33", "192.0.2.0/-1", "::/129", "1:2:3:4:5:6:7",
+    "1::2::3", "12345::", ":::", "1:2:3:4:5:6:7:8::", "::1:2:3:4:5:6:7:8", "fe80::1%eth0", "name", "192.0.2.1\n", "/24",
+]
+DURATIONS, NO_DURATIONS = ["1s", "60s", "1h", "2h30m", "24h", "1d"], ["", "60", 60, "1", "s", "0s", "1x", "1.5h", "-1s"]
+SWITCHES = [True, False], ["maybe", 2]
+PATHS, NO_PATHS = ["/run/x.sock", "/srv/packet watch".replace(" ", "-"), "/a/"], ["x", "./x", "/a\nports = 2"]
+
+#: Parameter -> values that are taken and values that are not, by Puppet as by the settings.
+VALUES = {
+    "interface": (
+        ["eth0", "default-route", "enp*", "veth[0-9]", ["eth0", "br-lan", "eth0.100"], "a" * 15, "*" * 64],
+        [".", "..", "a/b", "a:b", "a" * 16, "*" * 65]),
+    "mode": (["enforce", "observe"], ["Enforce", "off", True]),
+    "allow": ([[], PREFIXES, *([each] for each in PREFIXES)], [[each] for each in NO_PREFIXES]),
+    "block": ([[], PREFIXES, *([each] for each in PREFIXES)], [[each] for each in NO_PREFIXES]),
+    "socket": (PATHS, NO_PATHS),
+    "state": (PATHS, NO_PATHS),
+    "pin": ([*PATHS, ""], NO_PATHS),
+    "allow_own": SWITCHES,
+    "allow_gateways": SWITCHES,
+    "allow_sessions": SWITCHES,
+    "scan_ports": ([2, 3, 64], [1, 65, 0, -1, "x"]),
+    "scan_window": (DURATIONS, [*NO_DURATIONS, "24h1s", "25h", "2d", "forever"]),
+    "block_duration": ([*DURATIONS, "forever", "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "ever"]),
+    "xdp_mode": (["auto", "native", "generic"], ["offload"]),
+    "log_format": (["auto", "text", "json", "journal"], ["xml"]),
+    "log_file": ([*PATHS, ""], NO_PATHS),
+    "log_connections": (["each", "summary", "off"], ["on", False]),
+    "log_anonymize": SWITCHES,
+    "log_fold_rate": ([0, 100, 10_000_000], [-1, 10_000_001]),
+    "log_fold_burst": ([1, 10_000_000], [0, 10_000_001]),
+    "log_daily_size": (["0", "65536", "64K", "4M", "1G", "1024T"], ["65535", "63K", "1025T", "1k", "1.5G", "G", ""]),
+    "metrics_listen": (
+        ["off", ":9773", "127.0.0.1:1", "[::1]:65535", "localhost:9773", ["127.0.0.1:9773", "[2001:db8::1]:9773"]],
+        ["9773", "::1:9773", "127.0.0.1:0", "127.0.0.1:65536", "host:9773", ":", "127.0.0.1", "[::1]"]),
+    "table_trackers": ([4096, 65536, 1_048_576], [2048, 4097, 2_097_152]),
+    "table_blocks": ([1024, 1025, 1_048_576], [1023, 1_048_577]),
+    "ring_size": (["64K", "4M", "64M"], ["32K", "65K", "128M", "4"]),
+    "loader_headers": (["auto", "uapi", "kernel"], ["none"]),
+}
+#: Valid each by its form: what is wrong is left to packetwatch check, which is the file's validate_cmd.
+LEFT_TO_CHECK = {
+    "allow": [["192.0.2.7/24"], ["2001:db8::1/32"]],
+    "metrics_listen": [["off", ":9773"], ["127.0.0.1:9773", ":9773"], "999.0.0.1:9773", "[1::2::3]:9773"],
+}
+CASES = [(name, value, verdict) for name, each in VALUES.items() for verdict, values in zip("yn", each) for value in values]
+CASES += [(name, value, "check") for name, values in LEFT_TO_CHECK.items() for value in values]
+
+
+def literal(value):
+    """As Puppet's language has it; JSON's strings would be interpolated."""
+    if isinstance(value, list):
+        return f"[{', '.join(map(literal, value))}]"
+    if isinstance(value, str):
+        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
+    return json.dumps(value)
+
+
+def written(value):
+    """As a settings file has it."""
+    if isinstance(value, list):
+        return " ".join(map(written, value))
+    return {True: "yes", False: "no"}[value] if isinstance(value, bool) else str(value)
+
+
+def settings(*texts):
+    """What these files give, or nothing where they have a fault."""
+    try:
+        return config.load([(f"{number}.conf", text) for number, text in enumerate(texts)], {}, {})
+    except ConfigError:
+        return None
+
+
+def compiled(gems, directory, manifests):
+    given = {"modulepath": str(CHECKOUT / "puppet/modules"), "facts": FACTS, "manifests": manifests}
+    script = str(CHECKOUT / "tests/puppet/compile.rb")
+    return json.loads(gems.run("ruby", script, cwd=directory, input=json.dumps(given)).stdout)
+
+
+@pytest.fixture(scope="module")
+def catalogs(puppet8, tmp_path_factory):
+    """By case: (parameter, value as JSON)."""
+    manifests = [f"class {{ 'packetwatch': {name} => {literal(value)} }}" for name, value, _ in CASES]
+    found = compiled(puppet8, tmp_path_factory.mktemp("catalogs"), manifests)
+    return {(name, json.dumps(value)): catalog for (name, value, _), catalog in zip(CASES, found)}
+
+
+def test_every_setting_is_a_parameter(interface):
+    (found,) = [each for each in interface["puppet_classes"] if each["name"] == "packetwatch"]
+    tags = {tag["name"]: tag for tag in found["docstring"]["tags"] if tag["tag_name"] == "param"}
+    assert set(tags) == set(ROWS) | OTHERS
+    assert set(VALUES) == set(ROWS)
+    for name, row in ROWS.items():
+        assert found["defaults"][name] == "undef"
+        assert all(text.startswith("Optional[") for text in tags[name]["types"])
+        assert ("restarts the service" in " ".join(tags[name]["text"].split())) == (not row.live), name
+
+
+@pytest.mark.parametrize("name, value, verdict", CASES, ids=lambda each: str(each)[:40].encode("ascii", "replace").decode())
+def test_values(catalogs, name, value, verdict):
+    row, catalog = ROWS[name], catalogs[name, json.dumps(value)]
+    expected = settings(f"[{row.section}]\n{row.name} = {written(value)}")
+    if verdict == "n":
+        assert name in catalog["error"]
+        return
+    content = catalog[f"File[{PATH}]"]["content"]
+    assert (settings(content) is None) == (verdict == "check")
+    assert settings(content) == expected
+
+
+def test_values_that_are_refused_are_refused_by_the_settings_too():
+    """But for what a file could not even hold."""
+    taken = []
+    for name, (_, values) in VALUES.items():
+        row = ROWS[name]
+        for value in values:
+            text = written(value)
+            if text and "\n" not in text and settings(f"[{row.section}]\n{row.name} = {text}") is not None:
+                taken.append((name, value))
+    assert taken == []
+
+
+def test_lists_stand_instead_of_others_or_add_to_them(catalogs):
+    earlier = "[packetwatch]\ninterface = lo\nallow = 198.51.100.1\n[metrics]\nlisten = 127.0.0.1:1\n"
+    for name, value, count in (("interface", "eth0", 1), ("metrics_listen", ":9773", 1), ("allow", ["192.0.2.1"], 2)):
+        both = settings(earlier, catalogs[name, json.dumps(value)][f"File[{PATH}]"]["content"])
+        assert len(getattr(both, ROWS[name].field)) == count
+
+
+def addresses(count):
+    """Texts that look like prefixes, right ones and wrong ones, the same in each run."""
+    chance = random.Random(20261124)
+    for _ in range(count):
+        if chance.random() < 0.3:
+            text = ".".join(str(chance.choice([0, 1, 9, 10, 99, 100, 199, 200, 255, 256, 300])) for _ in range(chance.choice([3, 4, 4, 4, 5])))
+            yield text + chance.choice(["", "", "/0", "/9", "/32", "/33", "/"])
+        else:
+            groups = [f"{chance.randrange(1 << chance.choice([4, 8, 16, 20])):x}" for _ in range(chance.choice([1, 3, 6, 7, 7, 8, 8, 9]))]
+            for _ in range(chance.choice([0, 1, 1, 1, 2])):
+                groups.insert(chance.randrange(len(groups) + 1), "")
+            text = ":".join(groups)
+            text = ":" + text if text.startswith(":") else text
+            text = text + ":" if text.endswith(":") else text
+            yield text + chance.choice(["", "", "/0", "/64", "/128", "/129"])
+
+
+def is_prefix(text):
+    """By form alone."""
+    host, slash, bits = text.partition("/")
+    family, longest = (socket.AF_INET6, 128) if ":" in host else (socket.AF_INET, 32)
+    try:
+        socket.inet_pton(family, host)
+    except OSError:
+        return False
+    return not slash or (bits.isdigit() and int(bits) <= longest)
+
+
+def test_prefixes_of_all_kinds(puppet8, tmp_path):
+    """Puppet's regular expressions against the C library's parser."""
+    texts = list(dict.fromkeys(addresses(3000)))
+    code = f"notify {{ 'x': message => {literal(texts)}.filter |$text| {{ $text =~ Packetwatch::Prefix }} }}"
+    (catalog,) = compiled(puppet8, tmp_path, [code])
+    taken = catalog["Notify[x]"]["message"]
+    assert taken == [text for text in texts if is_prefix(text)]
+    assert 300 < len(taken) < len(texts) - 300
+    assert parse_prefix(taken[0].partition("/")[0])
