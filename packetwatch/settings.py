@@ -143,7 +143,8 @@ class Settings:
         "log.daily_size", "1G", size("64K", "1024T", zero="no limit"),
         "What the log may write in a day before it writes only sums of connections.")
     metrics_listen: tuple[Listen, ...] = _row(
-        "metrics.listen", "127.0.0.1:9773", listen(), "Where Prometheus finds the metrics; an address may come after the start.")
+        "metrics.listen", "127.0.0.1:9773", listen(),
+        "Where Prometheus finds the metrics; an address may come after the start.")
     table_trackers: int = _row(
         "table.trackers", "65536", whole(4096, 1_048_576, power_of_two=True),
         "Sources whose ports are remembered; the one longest silent is replaced.", live=False)

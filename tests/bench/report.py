@@ -33,7 +33,9 @@ NOTES = """## Notes
   ring is emptied between blocks, so that none finds it full, and folding is off but in the row that names it.
 - **crowd** and **4,096 sources**: a program in front changes the source of every frame, so that neither the
   caches of the CPU nor the program's memory of the last sources help; told above an empty program and in
-  references that get the same frames. With the same source each time both help.
+  references that get the same frames. With the same source each time both help. None of these sources is
+  on a list, as with most sources of most hosts, so the marks (decision 011) spare them the trie; the row of
+  an allowed source has it.
 - The lists hold what a usual host has, the block table a thousand sources.
 - **Without loss**: forged SYNs at a steady rate from a live-frames generator into a veth pair, each
   recorded singly (`log.fold_rate = 0`); the highest step at which none was lost and all were written soon

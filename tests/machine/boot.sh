@@ -10,6 +10,7 @@ shift 3
 mount -t tmpfs -o mode=0755 tmpfs "$mountpoint"
 mkdir "$mountpoint/upper" "$mountpoint/work" "$mountpoint/root"
 mount -t overlay -o "lowerdir=$root,upperdir=$mountpoint/upper,workdir=$mountpoint/work" overlay "$mountpoint/root"
+ln -sf /dev/null "$mountpoint/root/etc/systemd/system/systemd-modules-load.service" # the kernel is the host's
 ip link set lo up
 
 if [ -d /run/systemd/system ]; then
