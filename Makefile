@@ -1,29 +1,30 @@
 # SPDX-License-Identifier: Apache-2.0
 # Packetwatch. `make help` lists the targets; what they need is installed from deps/.
 PYTHON := /usr/bin/python3
-TIERS := unit bpf netns machine
+TIERS := unit bpf netns machine package puppet
+# Also run by CI: other kernels, a Puppet server with agents.
+LONG := vm fleet
 ARGS :=
 
-
 .NOTPARALLEL:
-.PHONY: help run deps deps-test deps-vm lint test test-all e2e-black e2e-white bench clean need-root
+.PHONY: help run deps deps-test deps-all deps-vagrant lint test test-all test-vagrant e2e-black e2e-white bench clean need-root
 
 help: ## list the targets
-	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1|/p' Makefile | awk -F'|' '{ printf "make %-10s %s\n", $$1, $$2 }'
+	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1|/p' Makefile packages.mk | awk -F'|' '{ printf "make %-13s %s\n", $$1, $$2 }'
 
 run: need-root deps ## watch the default-route interface in the foreground; flags: ARGS='--mode observe'
 	@$(PYTHON) -m packetwatch run $(ARGS)
 
-test: need-root deps-test lint ## lint and every test but the kernels'
+test: need-root deps-test lint ## lint and every test but those that take long
 	$(PYTHON) -m pytest $(TIERS:%=tests/%)
 
-test-all: TIERS += vm
-test-all: deps-vm test ## the same and the kernels' (what CI runs)
+test-all: TIERS += $(LONG)
+test-all: deps-all test ## the same, other kernels and a fleet with a Puppet server (what CI runs)
 
-test-%: deps-test ## one tier: make test-unit, test-bpf, test-netns, test-machine, test-vm
+test-%: deps-all ## one tier: make test-unit, -bpf, -netns, -machine, -package, -puppet, -vm, -fleet, -vagrant
 	$(PYTHON) -m pytest tests/$*
 
-test-vm: deps-vm
+test-vagrant: deps-vagrant
 
 e2e-black: need-root deps-test ## the monitor against the outside: commands, log and TCP only
 	$(PYTHON) -m pytest tests/netns/test_e2e_black.py
@@ -31,11 +32,12 @@ e2e-black: need-root deps-test ## the monitor against the outside: commands, log
 e2e-white: need-root deps-test ## the same stories, looking into maps and counters
 	$(PYTHON) -m pytest tests/netns/test_e2e_white.py
 
-lint: deps-test ## types, style, C format, shell scripts
+lint: deps-test ## types, style, C format, shell scripts, Puppet
 	$(PYTHON) -m mypy --strict packetwatch
 	$(PYTHON) -m flake8
 	clang-format --dry-run -Werror $$(find bpf -name '*.[ch]')
 	shellcheck $$(grep -rlE '^#!/bin/(ba)?sh' --exclude-dir=build --exclude-dir=.git .)
+	$(PYTHON) -m pytest -q tests/puppet/test_module.py -k 'lint or syntax'
 
 bench: need-root deps-test ## measure, and write docs/benchmark.md
 	@$(PYTHON) -m tests.bench $(ARGS)
@@ -44,10 +46,13 @@ deps: ## install what the monitor needs
 	@deps/install run
 
 deps-test: ## install what the tests need
-	@deps/install run test
+	@deps/install run test package puppet
 
-deps-vm: ## install what the kernels' tests need
-	@deps/install run test vm
+deps-all: ## install what the long tests need, too
+	@deps/install run test package puppet vm
+
+deps-vagrant: ## install what the machines of the Vagrantfile need
+	@deps/install run test package puppet vagrant
 
 clean: ## remove what was built
 	rm -rf build

@@ -60,7 +60,7 @@ define fpm
 endef
 
 deb: W = $(PACKAGES)/.deb
-deb: build/gems/bin/fpm ## build the package for Debian and Ubuntu
+deb: deps-package build/gems/bin/fpm ## build the package for Debian and Ubuntu
 	rm -rf $(W) && mkdir -p $(W)
 	$(MAKE) -s install DESTDIR=$(W)/tree VERSION='$(VERSION)'
 	install -Dm644 debian/copyright $(W)/tree/usr/share/doc/packetwatch/copyright
@@ -75,7 +75,7 @@ deb: build/gems/bin/fpm ## build the package for Debian and Ubuntu
 	echo $(DEB)
 
 rpm: W = $(PACKAGES)/.rpm
-rpm: build/gems/bin/fpm ## build the package for Fedora and EL
+rpm: deps-package build/gems/bin/fpm ## build the package for Fedora and EL
 	rm -rf $(W) && mkdir -p $(W)
 	$(MAKE) -s install DESTDIR=$(W)/tree VERSION='$(VERSION)'
 	install -Dm644 -t $(W)/tree/usr/share/doc/packetwatch CHANGELOG.md
@@ -87,12 +87,12 @@ rpm: build/gems/bin/fpm ## build the package for Fedora and EL
 		--description "$$(tail -n +2 debian/description)")
 	echo $(RPM)
 
-lint-packages: deps-package deb rpm ## lintian and rpmlint; each exception has its reason beside it
+lint-packages: deb rpm ## lintian and rpmlint; each exception has its reason beside it
 	lintian --info --pedantic --fail-on error,warning,info,pedantic $(DEB)
 	rpmlint --config rpm/rpmlint.toml $(RPM)
 
-deps-package: ## install what building and testing the packages needs
-	@deps/install run test package
+deps-package: ## install what building and checking the packages needs
+	@deps/install package
 
 # Of all packages in $(PACKAGES): whoever pins a version still finds it.
 repo: R = $(REPO)
