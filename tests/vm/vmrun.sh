@@ -3,7 +3,7 @@
 # Runs a root command in a Debian guest with that release's own kernel, Python and bcc.
 #   vmrun.sh make IMAGE SUITE PACKAGE...  builds IMAGE.img and IMAGE.vmlinuz
 #   vmrun.sh run IMAGE DIR COMMAND        copies DIR to the guest's /t (in memory), runs COMMAND there, ends with its
-#                                         status; 124 when the guest does not answer within LIMIT seconds (300)
+#                                         status; 124 when the guest does not answer within LIMIT seconds (900)
 # qemu without KVM, so that it runs anywhere. Debian's cloud kernel has NVMe, ext4 and the serial line built in, so
 # no initramfs is needed.
 set -eu
@@ -46,7 +46,7 @@ mount -t cgroup2 cgroup /sys/fs/cgroup
 for dir in /tmp /run /root /t; do mount -t tmpfs tmpfs $dir; done
 mkdir -p /run/netns
 ip link set lo up
-cd /t && modprobe -a virtio_pci virtio_blk && tar xf /dev/vda
+cd /t && modprobe -a virtio_pci virtio_blk tun && tar xf /dev/vda
 sh ./.command </dev/null
 echo "@@status $?"
 echo o >/proc/sysrq-trigger
@@ -70,8 +70,9 @@ run() {
 	# The payload is a bare tar on a disk of its own; a disk wants whole mebibytes.
 	tar -cf "$work/disk" -C "$dir" . -C "$work" .command
 	truncate -s %1M "$work/disk"
-	timeout --foreground "${LIMIT:-300}" qemu-system-x86_64 -accel tcg -cpu max -m "${MEMORY:-768}" -smp "${CPUS:-1}" \
-		-display none -no-reboot -nodefaults -serial stdio -monitor none -kernel "$image.vmlinuz" \
+	setpriv --pdeathsig TERM timeout --foreground "${LIMIT:-900}" \
+		qemu-system-x86_64 -accel tcg -cpu max -m "${MEMORY:-768}" -smp "${CPUS:-1}" -display none \
+		-no-reboot -nodefaults -serial stdio -monitor none -kernel "$image.vmlinuz" \
 		-append "root=/dev/nvme0n1 rw rootwait init=/vminit console=ttyS0 quiet loglevel=3 panic=-1 mitigations=off tsc=unstable" \
 		-drive "file=$image.img,format=raw,if=none,id=root,snapshot=on" -device nvme,drive=root,serial=root \
 		-drive "file=$work/disk,format=raw,if=virtio,readonly=on" </dev/null | tr -d '\r' >"$work/log" || true
