@@ -144,15 +144,26 @@ static __always_inline enum walk take_ports(const struct tcp_start *tcp, __u32 s
 #define IP_OPTION_STRICT_ROUTE 137
 #define IP_OPTION_ROUTER_ALERT 148
 
-/* Comparisons of small numbers that are no branches, of which each doubles the verifier's ways. */
+/*
+ * Comparisons of small numbers that are no branches, of which each doubles the verifier's ways.
+ * Newer clangs know what such a subtraction means: the barriers keep it from them.
+ */
+static __always_inline __u64 is_negative(__u64 x)
+{
+	barrier_var(x);
+	x >>= 63;
+	barrier_var(x);
+	return x;
+}
+
 static __always_inline __u64 equal(__u64 a, __u64 b)
 {
-	return ((a ^ b) - 1) >> 63;
+	return is_negative((a ^ b) - 1);
 }
 
 static __always_inline __u64 below(__u64 a, __u64 b)
 {
-	return (a - b) >> 63;
+	return is_negative(a - b);
 }
 
 /* Whether a host drops for what the option holds; `seen` remembers those that may stand there once. */
@@ -277,8 +288,7 @@ static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off
 		 * Without a branch and before any test of `next`, so that for the verifier there is
 		 * one way through an iteration, not one per kind of header: else 160 are too many.
 		 */
-		is_fragment = ((__u64)(next ^ IPPROTO_FRAGMENT) - 1) >> 63;
-		barrier_var(is_fragment);
+		is_fragment = equal(next, IPPROTO_FRAGMENT);
 		size = 8 + 8 * (ext->len & (is_fragment - 1));
 		fragment |= ((bpf_ntohs(ext->frag_off) & 1) | 2 | (fragment & 2) << 1) & -is_fragment;
 		barrier_var(size);
