@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import pathlib
 import re
+import shutil
 import subprocess
+from collections.abc import Sequence
 from typing import NamedTuple
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
@@ -47,6 +49,23 @@ def with_other_conffile(built: Built, into: pathlib.Path) -> Built:
     deb = into / built.deb.name
     run("dpkg-deb", "--root-owner-group", "-b", tree, deb)
     return built._replace(deb=deb)
+
+
+def publish(versions: Sequence[Built], into: pathlib.Path, url: str, home: pathlib.Path) -> None:
+    """Repositories of these versions by `make repo`, signed with a key made for them in `home`."""
+    packages = home / "packages"
+    packages.mkdir()
+    for each in versions:
+        shutil.copy(each.deb, packages)
+        shutil.copy(each.rpm, packages)
+    key = "packages@packetwatch.example"
+    with_key = ["env", f"GNUPGHOME={home}"]
+    run(*with_key, "gpg", "--batch", "--passphrase", "", "--quick-generate-key", key, "rsa3072", "sign", "never")
+    try:
+        place = (f"PACKAGES={packages}", f"REPO={into}", f"REPO_URL={url}", f"VERSION={versions[-1].version}")
+        run(*with_key, "make", "-s", "repo", f"REPO_KEY={key}", *place)
+    finally:
+        run(*with_key, "gpgconf", "--kill", "all")
 
 
 def stand_in(into: pathlib.Path) -> pathlib.Path:

@@ -18,11 +18,15 @@ from tests.package.host import Dpkg
 SOMEBODY = "192.0.2.78"
 EDITED = "# edited\n[scan]\nwindow = 61s\n"
 #: What a package manager or systemd may leave behind that is not the package's doing.
-OTHERS = "/var/lib/dpkg|/var/lib/apt|/var/cache|/var/log/(apt|dpkg|dnf|hawkey|journal)|/var/lib/(rpm|dnf)|/var/backups"
-OTHERS += "|/usr/lib/sysimage|/root|/srv|/tmp|/run/(systemd|log|user|utmp|dbus|udev)|/var/lib/systemd/(catalog|random-seed|timers)"
-OTHERS += "|/var/lib/private|/usr/lib/python3[^ ]*/__pycache__|/etc/ld.so.cache"
+OTHERS = "|".join((
+    "/var/lib/(dpkg|apt|rpm|dnf|private)", "/var/log/(apt|dpkg|dnf|hawkey|journal)", "/var/cache", "/var/backups",
+    "/var/lib/systemd/(catalog|random-seed|timers)", "/run/(systemd|log|user|utmp|dbus|udev)", "/etc/ld.so.cache",
+    "/usr/lib/sysimage", "/usr/lib/python3[^ ]*/__pycache__", "/root|/srv|/tmp",
+))
+SCRAPE = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())"
 LIST = f"""
-find / -xdev -mindepth 1 \\( -path /proc -o -path /sys -o -path /dev \\) -prune -o -print | grep -Ev '^({OTHERS})' | sort
+find / -xdev -mindepth 1 \\( -path /proc -o -path /sys -o -path /dev \\) -prune -o -print |
+    grep -Ev '^({OTHERS})' | sort
 find /run/packetwatch /sys/fs/bpf -mindepth 1 2>/dev/null | sort
 cut -d: -f1 /etc/passwd /etc/group
 cut -d' ' -f2 /proc/mounts | sort
@@ -61,7 +65,8 @@ def test_use_leaves_the_package_as_it_was(host, new):
     compiled = host.sh("find /usr/lib/packetwatch -name '*.pyc' -newermt @0 -printf '%p %T@\\n' | sort").stdout
     assert "cli.cpython" in compiled
     host.sh("packetwatch status; packetwatch check; packetwatch block list; packetwatch --help; rm -rf /tmp/state")
-    host.sh("! timeout 5 packetwatch run --interface lo --socket /tmp/state.sock --state /tmp/state --metrics-listen off")
+    places = "--socket /tmp/state.sock --state /tmp/state --metrics-listen off"
+    host.sh(f"! timeout 5 packetwatch run --interface lo {places}")
     host.systemctl("restart")
     assert host.verify() == ""
     assert host.sh("find /usr/lib/packetwatch -name '*.pyc' -newermt @0 -printf '%p %T@\\n' | sort").stdout == compiled
@@ -179,8 +184,7 @@ def test_python_may_change_beneath_a_running_service(host, new):
         answers = [ask_from_outside(host, do) for do in ({"do": "reload"}, {"do": "status"}, {"do": "block.list"})]
         with host.machine.peer_address(SCANNER):
             host.machine.connect_all((81, 82, 83), SCANNER)
-        url = "http://127.0.0.1:9773/metrics"
-        scraped = host.from_outside("import sys, urllib.request as r; print(r.urlopen(sys.argv[1]).read().decode())", url)
+        scraped = host.from_outside(SCRAPE, "http://127.0.0.1:9773/metrics")
     finally:
         host.sh("for each in /usr/lib/python3*.away /usr/lib/packetwatch/*.away; do mv $each ${each%.away}; done")
     assert all(answer["ok"] for answer in answers)

@@ -9,10 +9,9 @@ import shutil
 import pytest
 
 from tests.machine.machine import PACKAGES, Machine, build_root
-from tests.package.builds import run
+from tests.package.builds import publish, run
 from tests.package.host import Dnf, Dpkg
 
-KEY = "packages@packetwatch.example"
 HERE = "/srv/repo"
 SYSTEMS = {"apt-12": ("bookworm", Dpkg), "apt-13": ("trixie", Dpkg), "dnf": ("bookworm", Dnf)}
 
@@ -20,17 +19,8 @@ SYSTEMS = {"apt-12": ("bookworm", Dpkg), "apt-13": ("trixie", Dpkg), "dnf": ("bo
 @pytest.fixture(scope="module")
 def repo(old, new, tmp_path_factory):
     """Both versions, signed with a key of its own; and the same unsigned or changed, each in its own folder."""
-    packages, made, home = (tmp_path_factory.mktemp(name) for name in ("packages", "repo", "gnupg"))
-    for each in (*old[1:], *new[1:]):
-        shutil.copy(each, packages)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("GNUPGHOME", str(home))
-        run("gpg", "--batch", "--passphrase", "", "--quick-generate-key", KEY, "rsa3072", "sign", "never")
-        try:
-            place = (f"PACKAGES={packages}", f"REPO={made / 'signed'}", f"REPO_URL=file://{HERE}/signed")
-            run("make", "-s", "repo", f"REPO_KEY={KEY}", f"VERSION={new.version}", *place)
-        finally:
-            run("gpgconf", "--kill", "all")
+    made = tmp_path_factory.mktemp("repo")
+    publish([old, new], made / "signed", f"file://{HERE}/signed", tmp_path_factory.mktemp("gnupg"))
     _spoil(made, new)
     return made
 
@@ -83,7 +73,8 @@ class Yum:
         self.host = host
 
     def add(self, kind: str) -> None:
-        self.host.sh(f"install -Dm644 {HERE}/{kind}/packetwatch.repo /etc/yum.repos.d/packetwatch.repo; dnf -q clean all")
+        here = f"{HERE}/{kind}/packetwatch.repo"
+        self.host.sh(f"install -Dm644 {here} /etc/yum.repos.d/packetwatch.repo; dnf -q clean all")
 
     def install(self, version: str = ""):
         name = f"packetwatch-{version}" if version else "packetwatch"
