@@ -5,10 +5,11 @@ from __future__ import annotations
 
 import functools
 import json
+import shutil
 
 import pytest
 
-from tests.puppet.gems import INSTALL_S, PROFILES, Gems
+from tests.puppet.gems import INSTALL_S, MODULE, PROFILES, Gems
 
 gems = functools.lru_cache(None)(Gems)
 
@@ -36,8 +37,19 @@ def puppet(request):
 
 
 @pytest.fixture(scope="session")
-def interface(puppet8, tmp_path_factory):
-    """What puppet-strings tells of the module, as data."""
-    path = tmp_path_factory.mktemp("strings") / "strings.json"
-    puppet8.run("puppet", "strings", "generate", "--format", "json", "--out", str(path))
-    return json.loads(path.read_text())
+def strings(puppet8, tmp_path_factory):
+    """What puppet-strings makes of the module, in a format. It works on a copy, since it leaves a cache behind."""
+
+    def generate(format):
+        copy = tmp_path_factory.mktemp("strings") / "packetwatch"
+        shutil.copytree(MODULE, copy, ignore=shutil.ignore_patterns("spec", ".*"))
+        puppet8.run("puppet", "strings", "generate", "--format", format, "--out", "made", cwd=copy)
+        return (copy / "made").read_text()
+
+    return generate
+
+
+@pytest.fixture(scope="session")
+def interface(strings):
+    """The module's classes, types, functions and tasks as data."""
+    return json.loads(strings("json"))

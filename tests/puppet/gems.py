@@ -12,7 +12,7 @@ import pathlib
 import shutil
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 CHECKOUT = pathlib.Path(__file__).resolve().parents[2]
@@ -50,28 +50,23 @@ class Gems:
 
     def _install(self) -> None:
         shutil.copy(MODULE / "Gemfile", self.directory / "Gemfile")
-        if self._bundle(["check"], RUN_S).returncode:
+        if self._bundle("check").returncode:
             print(f"gems: installing into {self.directory.relative_to(CHECKOUT)}", flush=True)
-            done = self._bundle(["install", "--quiet", "--jobs=2", "--retry=3"], INSTALL_S)
+            done = self._bundle("install", "--quiet", "--jobs=2", "--retry=3", timeout=INSTALL_S)
             if done.returncode:
                 raise RuntimeError(f"the gems could not be installed:\n{(done.stdout + done.stderr)[-4000:]}")
 
-    def _bundle(self, words: Sequence[str], timeout_s: float) -> subprocess.CompletedProcess[str]:
-        command = ["bundle", *words]
-        return subprocess.run(
-            command, env=self.environment, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=timeout_s)
+    def _bundle(self, *words: str, timeout: float = RUN_S, **options: Any) -> subprocess.CompletedProcess[str]:
+        options = {"cwd": MODULE, "env": {}, "input": "", "capture_output": True, "text": True, **options}
+        options["env"] = {**self.environment, **options["env"]}
+        return subprocess.run(["bundle", *words], timeout=timeout, **options)
 
-    def run(
-        self, *command: str, check: bool = True, cwd: pathlib.Path = MODULE, env: Mapping[str, str] = {}, **options: Any
-    ) -> subprocess.CompletedProcess[str]:
-        """Run a command of these gems in the module's directory; text in and out."""
-        options = {"capture_output": True, "text": True, "timeout": RUN_S, "stdin": subprocess.DEVNULL, **options}
-        if "input" in options:
-            del options["stdin"]
-        done = subprocess.run(
-            ["bundle", "exec", *command], cwd=cwd, env={**self.environment, **env}, **options)
+    def run(self, *command: str, check: bool = True, **options: Any) -> subprocess.CompletedProcess[str]:
+        """Run a command of these gems, by default in the module's directory; text in and out, env is added."""
+        done = self._bundle("exec", *command, **options)
         if check and done.returncode:
-            raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{(done.stdout + done.stderr)[-8000:]}")
+            told = (done.stdout + done.stderr)[-8000:]
+            raise AssertionError(f"{' '.join(command)} ended with {done.returncode}:\n{told}")
         return done
 
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The class has a parameter for every setting, takes the values that the settings take, and writes what loads as them."""
+"""A parameter for every setting, which takes the values that the setting takes; what is written loads as those."""
 
 from __future__ import annotations
 
@@ -12,14 +12,9 @@ import pytest
 from packetwatch import config
 from packetwatch.address import parse_prefix
 from packetwatch.config import ConfigError
-from tests.puppet.gems import CHECKOUT
+from tests.puppet.compiling import SETTINGS, compiled, literal
 
 ROWS = {config.parameter(row.key): row for row in config.describe()}
-PATH = "/etc/packetwatch/packetwatch.conf.d/50-puppet.conf"
-FACTS = {
-    "os": {"family": "Debian", "name": "Debian", "architecture": "amd64", "release": {"major": "12"}},
-    "kernelrelease": "6.1.0-18-amd64",
-}
 #: Parameters that are not settings.
 OTHERS = {
     "ensure", "package_ensure", "package_source", "package_provider", "service_ensure", "service_enable", "manage_repo",
@@ -77,17 +72,11 @@ LEFT_TO_CHECK = {
     "allow": [["192.0.2.7/24"], ["2001:db8::1/32"]],
     "metrics_listen": [["off", ":9773"], ["127.0.0.1:9773", ":9773"], "999.0.0.1:9773", "[1::2::3]:9773"],
 }
-CASES = [(name, value, verdict) for name, each in VALUES.items() for verdict, values in zip("yn", each) for value in values]
-CASES += [(name, value, "check") for name, values in LEFT_TO_CHECK.items() for value in values]
-
-
-def literal(value):
-    """As Puppet's language has it; JSON's strings would be interpolated."""
-    if isinstance(value, list):
-        return f"[{', '.join(map(literal, value))}]"
-    if isinstance(value, str):
-        return "'" + value.replace("\\", "\\\\").replace("'", "\\'") + "'"
-    return json.dumps(value)
+CASES = [
+    *((name, value, "taken") for name, (values, _) in VALUES.items() for value in values),
+    *((name, value, "refused") for name, (_, values) in VALUES.items() for value in values),
+    *((name, value, "left to check") for name, values in LEFT_TO_CHECK.items() for value in values),
+]
 
 
 def written(value):
@@ -103,12 +92,6 @@ def settings(*texts):
         return config.load([(f"{number}.conf", text) for number, text in enumerate(texts)], {}, {})
     except ConfigError:
         return None
-
-
-def compiled(gems, directory, manifests):
-    given = {"modulepath": str(CHECKOUT / "puppet/modules"), "facts": FACTS, "manifests": manifests}
-    script = str(CHECKOUT / "tests/puppet/compile.rb")
-    return json.loads(gems.run("ruby", script, cwd=directory, input=json.dumps(given)).stdout)
 
 
 @pytest.fixture(scope="module")
@@ -130,15 +113,15 @@ def test_every_setting_is_a_parameter(interface):
         assert ("restarts the service" in " ".join(tags[name]["text"].split())) == (not row.live), name
 
 
-@pytest.mark.parametrize("name, value, verdict", CASES, ids=lambda each: str(each)[:40].encode("ascii", "replace").decode())
+@pytest.mark.parametrize("name, value, verdict", CASES, ids=lambda each: ascii(each)[:40])
 def test_values(catalogs, name, value, verdict):
     row, catalog = ROWS[name], catalogs[name, json.dumps(value)]
     expected = settings(f"[{row.section}]\n{row.name} = {written(value)}")
-    if verdict == "n":
+    if verdict == "refused":
         assert name in catalog["error"]
         return
-    content = catalog[f"File[{PATH}]"]["content"]
-    assert (settings(content) is None) == (verdict == "check")
+    content = catalog[f"File[{SETTINGS}]"]["content"]
+    assert (settings(content) is None) == (verdict == "left to check")
     assert settings(content) == expected
 
 
@@ -157,25 +140,33 @@ def test_values_that_are_refused_are_refused_by_the_settings_too():
 def test_lists_stand_instead_of_others_or_add_to_them(catalogs):
     earlier = "[packetwatch]\ninterface = lo\nallow = 198.51.100.1\n[metrics]\nlisten = 127.0.0.1:1\n"
     for name, value, count in (("interface", "eth0", 1), ("metrics_listen", ":9773", 1), ("allow", ["192.0.2.1"], 2)):
-        both = settings(earlier, catalogs[name, json.dumps(value)][f"File[{PATH}]"]["content"])
+        both = settings(earlier, catalogs[name, json.dumps(value)][f"File[{SETTINGS}]"]["content"])
         assert len(getattr(both, ROWS[name].field)) == count
+
+
+NUMBERS = (0, 1, 9, 10, 99, 100, 199, 200, 255, 256, 300)
 
 
 def addresses(count):
     """Texts that look like prefixes, right ones and wrong ones, the same in each run."""
     chance = random.Random(20261124)
     for _ in range(count):
-        if chance.random() < 0.3:
-            text = ".".join(str(chance.choice([0, 1, 9, 10, 99, 100, 199, 200, 255, 256, 300])) for _ in range(chance.choice([3, 4, 4, 4, 5])))
-            yield text + chance.choice(["", "", "/0", "/9", "/32", "/33", "/"])
-        else:
-            groups = [f"{chance.randrange(1 << chance.choice([4, 8, 16, 20])):x}" for _ in range(chance.choice([1, 3, 6, 7, 7, 8, 8, 9]))]
-            for _ in range(chance.choice([0, 1, 1, 1, 2])):
-                groups.insert(chance.randrange(len(groups) + 1), "")
-            text = ":".join(groups)
-            text = ":" + text if text.startswith(":") else text
-            text = text + ":" if text.endswith(":") else text
-            yield text + chance.choice(["", "", "/0", "/64", "/128", "/129"])
+        four = chance.random() < 0.3
+        text = _ipv4(chance) if four else _ipv6(chance)
+        yield text + chance.choice(["", "", "/0", "/9", "/32", "/33", "/128", "/129", "/"])
+
+
+def _ipv4(chance):
+    return ".".join(str(chance.choice(NUMBERS)) for _ in range(chance.choice([3, 4, 4, 4, 5])))
+
+
+def _ipv6(chance):
+    count = chance.choice([1, 3, 6, 7, 8, 9])
+    groups = [f"{chance.getrandbits(chance.choice([4, 8, 15, 16, 17])):x}" for _ in range(count)]
+    for _ in range(chance.choice([0, 1, 1, 1, 2])):
+        groups.insert(chance.randrange(len(groups) + 1), "")
+    text = ":".join(groups)
+    return ":" * text.startswith(":") + text + ":" * text.endswith(":")
 
 
 def is_prefix(text):

@@ -57,6 +57,7 @@ end
 RSpec.configure do |config|
   config.module_path = File.expand_path('../..', __dir__)
   config.setup_fixtures = false
+  config.facter_implementation = :rspec
   config.mock_with :rspec
   config.strict_variables = true
   config.default_facter_version = '4.10.0'

@@ -36,20 +36,20 @@ describe 'packetwatch' do
         end
       end
 
-      context 'with the headers of the running kernel' do
-        let(:params) { { running_headers: true } }
-
-        it { is_expected.to compile.with_all_deps }
-        it { is_expected.to contain_package(running) }
-        it { is_expected.to contain_package(headers) }
-      end
-
-      context 'with a repository' do
-        let(:params) { { manage_repo: true, repo_url: 'https://packages.example/packetwatch', repo_key: "KEY\n", package_ensure: '0.2.0-1' } }
+      context 'with all that it can manage besides' do
+        let(:params) do
+          {
+            running_headers: true, manage_epel: true, package_ensure: '0.2.0', manage_repo: true,
+            repo_url: 'https://packages.example/packetwatch', repo_key: "KEY\n"
+          }
+        end
         let(:list) { "/etc/#{debian ? 'apt/sources.list.d/packetwatch.sources' : 'yum.repos.d/packetwatch.repo'}" }
         let(:key) { debian ? '/etc/apt/keyrings/packetwatch.asc' : '/etc/pki/rpm-gpg/RPM-GPG-KEY-packetwatch' }
 
         it { is_expected.to compile.with_all_deps }
+        it { is_expected.to contain_package('packetwatch').with_ensure('0.2.0') }
+        it { is_expected.to contain_package(running) }
+        it { is_expected.to contain_package(headers) }
         it { is_expected.to contain_file(key).with_content("KEY\n").that_comes_before('Package[packetwatch]') }
         it { is_expected.to contain_file(list).with_content(/#{key}$/).that_comes_before('Package[packetwatch]') }
         it { is_expected.to contain_file(list).with_content(%r{https://packages.example/packetwatch/#{debian ? 'apt' : 'dnf'}$}) }
@@ -62,19 +62,13 @@ describe 'packetwatch' do
         it 'has apt look again for a version that it does not know' do
           if debian
             is_expected.to contain_exec('packetwatch: read the repository')
-              .with_unless("apt-cache show 'packetwatch=0.2.0-1'").that_comes_before('Package[packetwatch]')
+              .with_unless("apt-cache show 'packetwatch=0.2.0'").that_comes_before('Package[packetwatch]')
           else
             is_expected.to have_exec_resource_count(0)
           end
         end
-      end
 
-      context 'with EPEL' do
-        let(:params) { { manage_epel: true } }
-
-        it { is_expected.to compile.with_all_deps }
-
-        it 'is there on Enterprise Linux only' do
+        it 'has EPEL on Enterprise Linux only' do
           if facts[:os]['name'] == 'Rocky'
             is_expected.to contain_package('epel-release').that_comes_before('Package[packetwatch]')
           else

@@ -15,8 +15,8 @@ describe PuppetX::Packetwatch::Fact do
     @root = root
     yield
   ensure
+    @thread&.kill&.join
     @server&.close
-    @thread&.kill
   end
 
   # Answers each connection with these bytes; a block does more with it.
