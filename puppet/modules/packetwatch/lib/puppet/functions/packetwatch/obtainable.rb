@@ -14,23 +14,24 @@ Puppet::Functions.create_function(:'packetwatch::obtainable') do
   end
 
   def obtainable(package)
-    return 'installed' if questions.any? { |question| answered?([*question, package]) }
+    return 'installed' if questions.any? { |question, answer| answered?([*question, package], answer) }
 
     Puppet.notice("The package #{package} is not to be had. Packetwatch works without it.")
     'absent'
   end
 
+  # Commands, and what their answer is where the package is there. dpkg-query also knows those that others suggest.
   def questions
     if File.executable?('/usr/bin/dpkg-query')
-      [['dpkg-query', '--show'], ['apt-cache', 'show']]
+      { ['dpkg-query', '--show', '--showformat', '${db:Status-Status}'] => /\Ainstalled\z/, ['apt-cache', 'show'] => /\S/ }
     else
-      [['rpm', '--query'], ['dnf', '--quiet', 'repoquery']]
+      { ['rpm', '--query'] => /\S/, ['dnf', '--quiet', 'repoquery'] => /\S/ }
     end
   end
 
   # A mirror that does not answer must not hold up the run.
-  def answered?(command)
+  def answered?(command, expected)
     answer = IO.popen(['timeout', '60', *command], in: File::NULL, err: File::NULL, &:read)
-    $?.success? && !answer.empty?
+    $?.success? && answer.match?(expected)
   end
 end
