@@ -81,6 +81,7 @@ def _mmdebstrap(release: str, packages: Sequence[str], root: pathlib.Path) -> No
     shutil.rmtree(partial, ignore_errors=True)
     command = ["mmdebstrap", "--quiet", "--variant=apt", f"--include={','.join(packages)}"]
     command += [f"--dpkgopt=path-exclude=/usr/share/{name}/*" for name in ("doc", "locale", "man")]
+    command += ["--essential-hook=mkdir -p $1/usr/share/man/man1"]  # which Java's set-up relies on
     command += ["--customize-hook=rm -rf $1/var/lib/apt/lists/* $1/etc/hostname"]
     command += [release, str(partial), f"deb {mirror()} {release} main"]
     # Its filter for every package is a Python script: the system's own starts at once, a wrapper may not.

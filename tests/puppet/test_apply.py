@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import re
 import subprocess
 import time
@@ -13,42 +12,11 @@ import pytest
 from tests.machine.machine import PACKAGES, Machine, build_root
 from tests.machine.service import CONFIG
 from tests.package import builds
-from tests.package.host import Dpkg
-from tests.puppet.gems import MODULE
+from tests.puppet.host import CHANGED, FAILED, REPO, UNCHANGED, Puppet
 
 #: Debian's release -> its Puppet.
 RELEASES = {"bookworm": "7.", "trixie": "8."}
-REPO = "/srv/repo"
 DROP_IN = f"{CONFIG}.d/50-puppet.conf"
-#: What `puppet apply --detailed-exitcodes` ends with.
-UNCHANGED, CHANGED, FAILED = 0, 2, (4, 6)
-
-
-class Puppet(Dpkg):
-    """A machine with Puppet, the module and the repository."""
-
-    def prepare(self, scratch) -> None:
-        super().prepare(scratch)
-        self.sh(": >/etc/resolv.conf")  # there is nobody to ask; facter would wait for an answer
-        self.machine.copy(MODULE, "/etc/puppet/code/modules/packetwatch")
-
-    def apply(self, **parameters):
-        """The exit status and all that was said. Values are those of JSON, which Puppet's language understands."""
-        given = {"manage_repo": True, "repo_url": f"file://{REPO}", **parameters}
-        rows = "".join(f"  {name} => {json.dumps(value)},\n" for name, value in given.items())
-        manifest = f"class {{ 'packetwatch':\n{rows}  repo_key => file('{REPO}/packetwatch.asc'),\n}}\n"
-        self.machine.write("/srv/site.pp", manifest)
-        script = "puppet apply --color=false --detailed-exitcodes --write-catalog-summary /srv/site.pp 2>&1"
-        done = self.sh(script, check=False)
-        return done.returncode, done.stdout
-
-    def converge(self, **parameters):
-        code, said = self.apply(**parameters)
-        assert code in (UNCHANGED, CHANGED), said
-        return code
-
-    def fact(self):
-        return json.loads(self.sh("puppet facts show packetwatch --render-as json 2>/dev/null").stdout)["packetwatch"]
 
 
 @pytest.fixture(scope="module")
