@@ -429,7 +429,8 @@ static __always_inline enum verdict track(const struct packet *p, const struct j
 	if (reached >= j->set->ports) {
 		verdict = VERDICT_SCAN;
 		__builtin_memset(alert, 0, sizeof(*alert));
-		copy_ports(alert->ports, way->slots, j->set->ports);
+		/* Read again: its comparison with `reached` taught the verifier another bound on each of 64 ways. */
+		copy_ports(alert->ports, way->slots, *(volatile __u32 *)&j->set->ports);
 		alert->port_count = j->set->ports;
 		way->slots[0] = 0;
 		way->blocked_ns = now;
