@@ -132,7 +132,8 @@ def test_parameters_of_another_kind(resident, given):
 
 
 @pytest.mark.parametrize("text", [
-    b"", b"{", b"[]", b"null", b"{}", b"\xff", b'{"_task": "packetwatch::reboot"}', b'{"_task": ["packetwatch::block"]}',
+    b"", b"{", b"[]", b"null", b"{}", b"\xff", b'{"_task": "packetwatch::reboot"}',
+    b'{"_task": ["packetwatch::block"]}',
     b"[" * 100_000,
 ], ids=lambda text: ascii(text)[:20])
 def test_input_that_is_none(text):

@@ -23,12 +23,11 @@ module PuppetX
       end
 
       def to_h
-        answer = ask
-        result = dig(answer, 'result', Hash) || {}
+        running, result = ask
         interfaces = interfaces(result)
         {
           'version' => version,
-          'running' => !answer.nil?,
+          'running' => running,
           'mode' => %w[enforce observe].find { |mode| mode == result['mode'] },
           'protecting' => boolean(result['protecting']),
           'interfaces' => (interfaces unless result.empty?),
@@ -40,18 +39,31 @@ module PuppetX
 
       private
 
-      # The answer to a status request, or nil where nothing sensible answers in time.
+      # Whether something listens, and what it answers to a status request: nothing, unless it is sensible and in time.
       def ask
         deadline = now + SECONDS
         socket = Socket.new(:UNIX, :STREAM)
-        socket.connect_nonblock(Socket.pack_sockaddr_un(@root + socket_path))
-        socket.write_nonblock(%({"do": "status"}\n))
-        answer = JSON.parse(read_line(socket, deadline), max_nesting: 16)
-        answer if answer.is_a?(Hash) && !boolean(answer['ok']).nil?
-      rescue SystemCallError, IOError, ArgumentError, EncodingError, JSON::ParserError
-        nil
+        running = connect(socket)
+        [running, running ? status(socket, deadline) : {}]
       ensure
         socket&.close
+      end
+
+      def connect(socket)
+        socket.connect_nonblock(Socket.pack_sockaddr_un(@root + socket_path))
+        true
+      rescue Errno::EAGAIN
+        true # its queue is full
+      rescue SystemCallError, ArgumentError
+        false
+      end
+
+      def status(socket, deadline)
+        socket.write_nonblock(%({"do": "status"}\n))
+        answer = JSON.parse(read_line(socket, deadline), max_nesting: 16)
+        dig(answer, 'result', Hash) || {}
+      rescue SystemCallError, IOError, EncodingError, JSON::ParserError
+        {}
       end
 
       def read_line(socket, deadline)
@@ -120,7 +132,7 @@ module PuppetX
       end
 
       def dig(hash, key, type)
-        value = hash[key] if hash
+        value = hash[key] if hash.is_a?(Hash)
         value if value.is_a?(type)
       end
 
