@@ -23,7 +23,7 @@ Puppet::Functions.create_function(:'packetwatch::obtainable') do
   # Commands, and what their answer is where the package is there. dpkg-query also knows those that others suggest.
   def questions
     if File.executable?('/usr/bin/dpkg-query')
-      { ['dpkg-query', '--show', '--showformat', '${db:Status-Status}'] => /\Ainstalled\z/, ['apt-cache', 'show'] => /\S/ }
+      { ['dpkg-query', '--show', '--showformat', '${db:Status-Status}'] => /\Ainstalled$/, ['apt-cache', 'show'] => /\S/ }
     else
       { ['rpm', '--query'] => /\S/, ['dnf', '--quiet', 'repoquery'] => /\S/ }
     end
