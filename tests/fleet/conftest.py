@@ -9,7 +9,7 @@ import pathlib
 
 import pytest
 
-from tests.machine.machine import PACKAGES, Machine, build_root
+from tests.machine.machine import PUPPET, Machine, build_root
 from tests.package import builds
 from tests.puppet.gems import MODULE
 from tests.puppet.host import FAILED, REPO, Puppet
@@ -104,9 +104,9 @@ def fleet(tmp_path_factory):
     versions = [builds.build(each, tmp_path_factory.mktemp("build")) for each in (builds.OLD, builds.NEW)]
     builds.publish(versions, repository, f"file://{REPO}", tmp_path_factory.mktemp("gnupg"))
     with contextlib.ExitStack() as stack:
-        server = Server(stack.enter_context(Machine(build_root((*PACKAGES, "puppetserver")))))
-        roots = build_root((*PACKAGES, "puppet-agent"))
-        agents = [Agent(stack.enter_context(Machine(roots)), name) for name in ("web", "canary")]
+        root = build_root(PUPPET["bookworm"], "bookworm")
+        server = Server(stack.enter_context(Machine(root)))
+        agents = [Agent(stack.enter_context(Machine(root)), name) for name in ("web", "canary")]
         for number, agent in enumerate(agents):
             agent.prepare(pathlib.Path())
             agent.machine.copy(repository, REPO)

@@ -55,7 +55,7 @@ def test_a_faulty_value_fails_the_run_and_leaves_the_service_alone(converged):
         for agent, pid in zip(agents, pids):
             code, said = agent.agree()
             assert code in FAILED and "10.0.0.0/8" in said
-            assert agent.pid == pid and agent.is_active() and agent.status()["reload"]["ok"]
+            assert agent.pid == pid and agent.is_active() and agent.status()["config"]["ok"]
     finally:
         server.say(allow=["192.0.2.10"])
     for agent in agents:

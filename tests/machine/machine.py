@@ -38,6 +38,8 @@ PACKAGES = (
     "python3-systemd",
     "systemd-sysv",
 )
+#: With Puppet. A root takes a minute or more to build, so one serves agents and server, or tests of packages, too.
+PUPPET = {"bookworm": (*PACKAGES, "puppetserver"), "trixie": (*PACKAGES, "puppet-agent")}
 #: The machine's and the peer's addresses on the link between them (documentation ranges).
 ADDRESS, PEER = "192.0.2.1", "192.0.2.2"
 ADDRESS6, PEER6 = "2001:db8::1", "2001:db8::2"

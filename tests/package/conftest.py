@@ -5,15 +5,15 @@ from __future__ import annotations
 
 import pytest
 
-from tests.machine.machine import PACKAGES, Machine, build_root
+from tests.machine.machine import PACKAGES, PUPPET, Machine, build_root
 from tests.package import builds
 from tests.package.host import Dnf, Dpkg
 
-#: Family, Debian's release below it, and what else that root holds.
+#: Family, Debian's release below it, and what that root holds.
 SYSTEMS = {
-    "debian-12": (Dpkg, "bookworm", ()),
-    "debian-13": (Dpkg, "trixie", ()),
-    "el": (Dnf, "bookworm", ("dnf", "rpm")),
+    "debian-12": (Dpkg, "bookworm", PACKAGES),
+    "debian-13": (Dpkg, "trixie", PUPPET["trixie"]),
+    "el": (Dnf, "bookworm", (*PACKAGES, "dnf", "rpm")),
 }
 
 
@@ -38,7 +38,7 @@ def new(tmp_path_factory):
 def booted(request, tmp_path_factory):
     """A machine of each kind, and how packages get on it."""
     family, release, packages = SYSTEMS[request.param]
-    with Machine(build_root((*PACKAGES, *packages), release)) as machine:
+    with Machine(build_root(packages, release)) as machine:
         host = family(machine)
         host.prepare(tmp_path_factory.mktemp("stand-in"))
         yield host

@@ -8,12 +8,12 @@ import shutil
 
 import pytest
 
-from tests.machine.machine import PACKAGES, Machine, build_root
+from tests.machine.machine import Machine, build_root
 from tests.package.builds import publish, run
+from tests.package.conftest import SYSTEMS
 from tests.package.host import Dnf, Dpkg
 
 HERE = "/srv/repo"
-SYSTEMS = {"apt-12": ("bookworm", Dpkg), "apt-13": ("trixie", Dpkg), "dnf": ("bookworm", Dnf)}
 
 
 @pytest.fixture(scope="module")
@@ -83,8 +83,7 @@ class Yum:
 
 @pytest.fixture(scope="module", params=SYSTEMS)
 def booted(request, repo, tmp_path_factory):
-    release, family = SYSTEMS[request.param]
-    packages = (*PACKAGES, "dnf", "rpm") if family is Dnf else PACKAGES
+    family, release, packages = SYSTEMS[request.param]
     with Machine(build_root(packages, release)) as machine:
         host = family(machine)
         host.prepare(tmp_path_factory.mktemp("stand-in"))

@@ -7,6 +7,7 @@ import json
 import pathlib
 from typing import Any
 
+from tests.machine.machine import wait_for
 from tests.package.host import Dpkg
 from tests.puppet.gems import MODULE
 
@@ -43,7 +44,11 @@ class Puppet(Dpkg):
         return code
 
     def fact(self) -> dict[str, Any]:
-        """What facter makes of the module's fact."""
+        """What facter makes of the module's fact, once the service had the time to answer it."""
+        found: dict[str, Any] = wait_for(lambda: self._fact_with("mode"), "the fact has the mode", 60)
+        return found
+
+    def _fact_with(self, name: str) -> dict[str, Any]:
         shown = self.machine.run(["puppet", "facts", "show", "packetwatch", "--render-as", "json"], timeout=120).stdout
         found: dict[str, Any] = json.loads(shown)["packetwatch"]
-        return found
+        return found if name in found else {}
