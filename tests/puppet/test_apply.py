@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import pathlib
 import re
 import subprocess
 import time
@@ -14,8 +16,6 @@ from tests.machine.service import CONFIG
 from tests.package import builds
 from tests.puppet.host import CHANGED, FAILED, REPO, UNCHANGED, Puppet
 
-#: Debian's release -> its Puppet.
-RELEASES = {"bookworm": "7.", "trixie": "8."}
 DROP_IN = f"{CONFIG}.d/50-puppet.conf"
 
 
@@ -31,13 +31,20 @@ def published(versions, tmp_path_factory):
     return made
 
 
-@pytest.fixture(scope="module", params=RELEASES)
-def booted(request, published):
-    with Machine(build_root(PUPPET[request.param], request.param)) as machine:
+@contextlib.contextmanager
+def booted_with(puppet, release, published):
+    with Machine(build_root(PUPPET[release], release)) as machine:
         host = Puppet(machine)
-        host.prepare(None)
+        host.prepare(pathlib.Path())
         machine.copy(published, REPO)
-        assert machine.run(["puppet", "--version"]).stdout.startswith(RELEASES[request.param])
+        assert machine.run(["puppet", "--version"]).stdout.startswith(puppet)
+        yield host
+
+
+@pytest.fixture(scope="module")
+def booted(published):
+    """With Debian 12's Puppet."""
+    with booted_with("7.", "bookworm", published) as host:
         yield host
 
 
@@ -136,6 +143,22 @@ def test_absent_leaves_nothing(host):
     assert host.converge(ensure="absent") == UNCHANGED
     assert host.sh("ls -d /etc/packetwatch /var/lib/packetwatch /usr/lib/packetwatch", check=False).stdout == ""
     assert not host.is_active()
+
+
+def test_with_puppet_8(published):
+    """Debian 13's, through all of it."""
+    with booted_with("8.", "trixie", published) as host:
+        host.begin()
+        assert [host.converge(package_ensure=builds.OLD) for _ in range(2)] == [CHANGED, UNCHANGED]
+        link, pid = host.link(), host.pid
+        assert host.converge(package_ensure=builds.OLD, scan_ports=5) == CHANGED
+        assert host.pid == pid and host.ask("check")["settings"]["scan.ports"] == "5"
+        assert host.converge(package_ensure=builds.NEW, scan_ports=5) == CHANGED
+        assert host.version() == host.status()["version"] == builds.NEW and host.link() == link
+        code, said = host.apply(package_ensure=builds.NEW, allow=["10.0.0.1/8"])
+        assert code in FAILED and "10.0.0.0/8" in said and host.is_active()
+        assert host.fact()["version"] == builds.NEW
+        assert [host.converge(ensure="absent") for _ in range(2)] == [CHANGED, UNCHANGED]
 
 
 _SCAN = """
