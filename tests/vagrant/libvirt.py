@@ -26,15 +26,15 @@ PLACES = {"VAGRANT_CWD": CHECKOUT, "VAGRANT_HOME": "/run/vagrant", "VAGRANT_DOTF
 
 def build_box(release: str) -> pathlib.Path:
     """A Vagrant box of a Debian release; built once, then reused."""
-    root, script = build_root(IN_BOX, release), HERE / "box.sh"
-    recipe = root.name.encode() + script.read_bytes()
-    box = CACHE / f"{release}-{hashlib.sha256(recipe).hexdigest()[:12]}.box"
+    script = HERE / "box.sh"
+    recipe = " ".join([release, *IN_BOX, script.read_text()])
+    box = CACHE / f"{release}-{hashlib.sha256(recipe.encode()).hexdigest()[:12]}.box"
     CACHE.mkdir(parents=True, exist_ok=True)
     with open(CACHE / "lock", "w") as lock, tempfile.TemporaryDirectory() as mountpoint:
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not box.exists():
             unshare = ["setpriv", "--pdeathsig", "KILL", "unshare", "--mount", "--propagation", "private"]
-            _run([*unshare, script, root, mountpoint, box], 600)
+            _run([*unshare, script, build_root(IN_BOX, release), mountpoint, box], 600)
     return box
 
 
