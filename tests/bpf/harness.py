@@ -39,6 +39,8 @@ SETTINGS = KernelSettings(
     observe=0,
     generation=0,
 )
+#: Instructions that the verifier may walk, of a million; where it gives none, it is no Linux since 5.16.
+VERIFIED = range(10_000, 400_000)
 KEY_BYTES = {"local": 20, "sources": 20, "blocks": 16, "folds_by_source": 24, "folds_by_port": 24}
 
 #: A clock that a test sets; at 0 it is the real one.

@@ -1,0 +1,16 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The kernel half as each release's clang makes it, which decides whether it loads. Not for what it does."""
+
+from __future__ import annotations
+
+import pytest
+
+from tests.bpf.harness import VERIFIED
+
+
+@pytest.mark.parametrize("booted", ["debian-12", "debian-13"], indirect=True)
+def test_the_verifier_has_room_left(host, new):
+    host.install(new)
+    found = host.sh('cat "/proc/$(systemctl show -P MainPID packetwatch)"/fdinfo/* | grep verified_insns').stdout
+    assert int(found.split()[-1]) in VERIFIED, found
+    print(found.strip(), "with", host.sh("dpkg-query -W -f '${Depends}' libbpfcc").stdout)
