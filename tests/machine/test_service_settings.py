@@ -43,7 +43,7 @@ SUCCESS_TIME = "packetwatch_config_last_reload_success_timestamp_seconds"
     ("text", "fault"),
     (
         ("[scan]\nports = many\nwindow = 9\n", f"{CONFIG}:3: scan.window: "),
-        ("[metrics]\nlisten = 192.0.2.200:9773\n[scan]\nports = 5\n", "metrics address 192.0.2.200:9773: "),
+        ("[metrics]\nlisten = 127.0.0.1:80\n[scan]\nports = 5\n", "metrics address 127.0.0.1:80: "),
         ("[log]\nfile = /etc/packetwatch.log\n[scan]\nports = 5\n", "log.file /etc/packetwatch.log: "),
     ),
 )
