@@ -7,6 +7,13 @@ VERSION ?= $(RELEASED)$(shell git describe --exact-match --tags --match 'v$(RELE
 # All in a package is as old as its commit: the same commit gives the same bytes.
 export SOURCE_DATE_EPOCH ?= $(shell git log -1 --format=%ct 2>/dev/null || stat -c %Y packetwatch/__init__.py)
 
+# Without its history a build would call itself a release, or older than the one before.
+ifeq ($(origin VERSION)$(wildcard .git),file.git)
+history = $(if $(filter false,$(shell git rev-parse --is-shallow-repository 2>/dev/null)),,$(error The version comes \
+	from git, which refuses this tree or has part of it only: git config --global --add safe.directory $(CURDIR), \
+	git fetch --unshallow, or VERSION=X))
+endif
+
 DESTDIR ?=
 PACKAGES ?= build/packages
 REPO ?= build/repo
@@ -61,7 +68,7 @@ endef
 
 deb: W = $(PACKAGES)/.deb
 deb: deps-package build/gems/bin/fpm ## build the package for Debian and Ubuntu
-	rm -rf $(W) && mkdir -p $(W)
+	$(history)rm -rf $(W) && mkdir -p $(W)
 	$(MAKE) -s install DESTDIR=$(W)/tree VERSION='$(VERSION)'
 	install -Dm644 debian/copyright $(W)/tree/usr/share/doc/packetwatch/copyright
 	install -Dm644 debian/lintian-overrides $(W)/tree/usr/share/lintian/overrides/packetwatch
@@ -76,7 +83,7 @@ deb: deps-package build/gems/bin/fpm ## build the package for Debian and Ubuntu
 
 rpm: W = $(PACKAGES)/.rpm
 rpm: deps-package build/gems/bin/fpm ## build the package for Fedora and EL
-	rm -rf $(W) && mkdir -p $(W)
+	$(history)rm -rf $(W) && mkdir -p $(W)
 	$(MAKE) -s install DESTDIR=$(W)/tree VERSION='$(VERSION)'
 	install -Dm644 -t $(W)/tree/usr/share/doc/packetwatch CHANGELOG.md
 	install -Dm644 -t $(W)/tree/usr/share/licenses/packetwatch LICENSES/*.txt
