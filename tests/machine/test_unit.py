@@ -146,3 +146,24 @@ def test_exit_78_is_final(stand_in):
     assert stand_in.show(UNIT, "ActiveState", "NRestarts") == {"ActiveState": "failed", "NRestarts": "0"}
     stand_in.write("/usr/local/bin/stand-in", STAND_IN, 0o755)
     stand_in.run(["systemctl", "reset-failed", UNIT])
+
+
+def test_is_in_no_circle_with_cloud_init(machine):
+    """On cloud images cloud-init waits for the network, and sysinit.target for cloud-init."""
+    units = {
+        "networking": "After=network-pre.target\nBefore=network.target\n",
+        "cloud-init": "Requires=networking.service\nAfter=networking.service\nBefore=sysinit.target\n",
+    }
+    for name, order in units.items():
+        text = f"[Unit]\nDefaultDependencies=no\n{order}[Service]\nType=oneshot\nExecStart=/bin/true\n"
+        machine.write(f"/run/systemd/system/{name}.service", f"{text}[Install]\nWantedBy=multi-user.target\n")
+    names = [f"{name}.service" for name in units]
+    machine.run(["systemctl", "--runtime", "enable", *names, UNIT])
+    try:
+        told = machine.run(["systemd-analyze", "verify", "--man=no", "multi-user.target"], check=False).stderr
+        assert "cycle" not in told, told
+        assert machine.run(["systemctl", "list-dependencies", "multi-user.target"]).stdout.count("cloud-init") == 1
+    finally:
+        machine.run(["systemctl", "--runtime", "disable", *names, UNIT])
+        machine.run(["sh", "-c", "rm /run/systemd/system/networking.service /run/systemd/system/cloud-init.service"])
+        machine.run(["systemctl", "daemon-reload"])
