@@ -111,6 +111,21 @@ def _despite_faults(inputs: Inputs, key: str) -> config.Settings:
     return config.load([], environ, flags)
 
 
+def kept(name: str, text: str) -> tuple[config.Settings, list[Fault]]:
+    """Settings that were good for the version that kept them, and what this one, an older, had to leave out of them.
+
+    Raises ConfigError where leaving lines out does not help.
+    """
+    found, left_out = [(name, text.encode())], list[Fault]()
+    for _ in range(MOST_ROUNDS):
+        try:
+            return config.load(found, {}, {}), left_out
+        except ConfigError as error:
+            left_out += error.faults
+            found = _without(found, error.faults)
+    raise ConfigError(left_out)
+
+
 def _without(found: Iterable[File], faults: Iterable[Fault]) -> list[File]:
     """The files with the faulty lines emptied; one whose fault has no line is left out."""
     lines = {(fault.path, fault.line) for fault in faults}

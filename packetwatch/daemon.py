@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import selectors
@@ -119,7 +120,12 @@ class Daemon:
     def _last_good(self) -> Optional[Settings]:
         try:
             kept = state.Directory(configfiles.state_path(self.inputs)).load_inputs()
-            return config.load([("last-good.json", str(kept["settings"]))], {}, {}) if kept else None
+            if not kept:
+                return None
+            settings, left_out = configfiles.kept("last-good.json", str(kept["settings"]))
+            for fault in left_out:
+                tell(f"left out, as this version does not know it: {fault}")
+            return settings
         except (state.StateError, config.ConfigError, KeyError):
             return None
 
@@ -334,6 +340,8 @@ class Daemon:
             new = configfiles.read(self.inputs)
             self._take(new)
         except config.ConfigError as fault:
+            with contextlib.suppress(StartError):
+                self._reopen()  # a file that was rotated must not go on growing
             self._refuse_reload("\n".join(map(str, fault.faults)), _CONFIG_STATUS)
         except metrics.MetricsUnavailable as fault:
             self._refuse_reload(f"{fault}; {fault.hint}", 1)
@@ -380,8 +388,8 @@ class Daemon:
                 sink.close(clock.boot_ns())
             self.resident.drain.count_refused()
             sinks[1:] = fresh
-        elif new.log_file:
-            self._reopen(new)
+        else:
+            self._reopen()
         if old.log_format != new.log_format:
             form = log.choose_form(new.log_format, os.environ)
             to: Any = JournalWriter() if form == "journal" else writer.open_stream()
@@ -393,13 +401,14 @@ class Daemon:
             sink.configure(new.log_connections, new.log_anonymize)
         self.resident.drain.tail_form = JsonForm(new.log_anonymize)
 
-    def _reopen(self, new: Settings) -> None:
-        file = self.resident.drain.sinks[1].writer
-        assert isinstance(file, writer.FileWriter)
-        try:
-            file.reopen()
-        except OSError as fault:
-            raise StartError(f"log.file {new.log_file}: {fault.strerror}", "choose a writable path") from None
+    def _reopen(self) -> None:
+        for sink in self.resident.drain.sinks[1:]:
+            assert isinstance(sink.writer, writer.FileWriter)
+            try:
+                sink.writer.reopen()
+            except OSError as fault:
+                place = self.resident.settings.log_file
+                raise StartError(f"log.file {place}: {fault.strerror}", "choose a writable path") from None
 
     # what others see
 

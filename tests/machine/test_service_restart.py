@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 
 import pytest
@@ -172,6 +173,22 @@ def test_the_last_good_settings_are_those_of_the_last_reload(service):
     service.systemctl("reload")
     service.configure(FAULTY)
     restart(service)
+    with service.machine.peer_address(SCANNER):
+        assert service.machine.connect_all(range(81, 86), SCANNER) == ["refused"] * 5
+        assert service.machine.connect(86, SCANNER, timeout_s=0.4) == "dropped"
+
+
+def test_last_good_settings_of_a_newer_version_are_good_but_for_what_is_new(service):
+    """A rollback, with a setting left behind that only the version from before the rollback knew."""
+    service.start("[scan]\nports = 5\n")
+    kept = "/var/lib/packetwatch/last-good.json"
+    old = json.loads(service.machine.read(kept))
+    old["settings"] += "\n[scan]\nnewer = 7\n"
+    service.machine.run(["sh", "-c", 'cat >"$1"', "sh", kept], input=json.dumps(old))
+    service.configure("[scan]\nports = 5\nnewer = 7\n")
+    restart(service)
+    assert service.is_active() and service.status()["protecting"]
+    assert "left out, as this version does not know it: last-good.json:" in service.told()
     with service.machine.peer_address(SCANNER):
         assert service.machine.connect_all(range(81, 86), SCANNER) == ["refused"] * 5
         assert service.machine.connect(86, SCANNER, timeout_s=0.4) == "dropped"

@@ -113,6 +113,18 @@ def test_the_file_is_readable_by_adm_and_follows_a_rotation(resident, wire, tmp_
     assert json.loads(path.read_text().splitlines()[-1])["event_type"] == "stop"
 
 
+def test_the_file_follows_a_rotation_although_the_settings_are_faulty(resident, wire, tmp_path):
+    path, old = tmp_path / "log.json", tmp_path / "log.json.1"
+    watch = resident(wire.host, QUIET + f"log.format = text\nlog.file = {path}")
+    path.rename(old)
+    watch.write(QUIET + f"log.format = text\nlog.file = {path}\nscan.ports = many")
+    watch.send(signal.SIGHUP)
+    wait_for(path.exists, "the new file")
+    source = wire.somebody()
+    wire.knock(source, 80)
+    found(path, source)
+
+
 def connections(path, source):
     records = map(json.loads, path.read_text().splitlines())
     return [record["dest_port"] for record in records if record.get("src_ip") == source]
