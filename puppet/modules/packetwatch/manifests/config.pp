@@ -25,7 +25,11 @@ class packetwatch::config {
   }
 
   # What packetwatch::allow and packetwatch::block once wrote must not stay when they are taken out of the
-  # catalog: of the files whose names begin with 60-p those go that are not declared, and no others.
+  # catalog: of the files 60-puppet-* those go that are not declared, and no others: Ruby's globs know
+  # no "not this word", so each letter of it has its own.
+  $own = '60-puppet-'
+  $others = Integer[0, length($own) - 1].map |$n| { "${own[0, $n]}[!${own[$n]}]*" }
+
   file { '/etc/packetwatch/packetwatch.conf.d':
     ensure       => directory,
     owner        => 'root',
@@ -34,7 +38,7 @@ class packetwatch::config {
     recurse      => true,
     recurselimit => 1,
     purge        => true,
-    ignore       => ['[!6]*', '6[!0]*', '60[!-]*', '60-[!p]*'],
+    ignore       => $others,
   }
 
   file { '/etc/packetwatch/packetwatch.conf.d/50-puppet.conf':

@@ -17,9 +17,10 @@
 # @param ensure
 #   Absent removes the package with all its settings and state.
 # @param package_ensure
-#   What to install: `installed`, `latest` or a version, as in `0.1.0-1`.
+#   What to install: `installed`, a version as the repository has it (`0.1.0` for apt, `0.1.0-1` for dnf), or
+#   `latest`, the newest that apt or dnf knows of; that apt looks again is then up to you.
 # @param package_source
-#   A package file, or its URL, to install instead of what the repositories have.
+#   A package file on the host to install instead of what the repositories have; dnf takes a URL, too.
 # @param package_provider
 #   Puppet's provider for the package, where it is not the system's own.
 # @param service_ensure
@@ -37,7 +38,7 @@
 #   it Packetwatch serves no metrics.
 # @param manage_headers
 #   Installs the headers of the kernel, where the archive has them. Packetwatch works without; nothing waits for
-#   them, and a package that is not to be had is a notice.
+#   them, and a package that is not to be had is a notice. False where another module declares them.
 # @param running_headers
 #   Also those of the very kernel that runs.
 # @param headers_package

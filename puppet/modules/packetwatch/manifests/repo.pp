@@ -23,11 +23,15 @@ class packetwatch::repo {
           /\A\d/  => "packetwatch=${packetwatch::package_ensure}",
           default => 'packetwatch',
         }
+        $only_ours = "-o Dir::Etc::SourceList=${list} -o Dir::Etc::SourceParts=- -o APT::Get::List-Cleanup=0"
+        $read = "apt-get -q ${only_ours} update"
         exec { 'packetwatch: read the repository':
-          command => "apt-get -q -o Dir::Etc::SourceList=${list} -o Dir::Etc::SourceParts=- -o APT::Get::List-Cleanup=0 update",
-          unless  => "apt-cache show '${wanted}'",
-          path    => ['/usr/bin', '/bin'],
-          require => File[$list, $key],
+          # On a fresh image apt may know nothing at all, and ours needs packages of the system's.
+          command  => "apt-cache show python3-bpfcc || apt-get -q update; ${read}",
+          unless   => "apt-cache show '${wanted}'",
+          provider => 'shell',
+          path     => ['/usr/bin', '/bin'],
+          require  => File[$list, $key],
         }
       }
     }

@@ -118,7 +118,7 @@ describe 'packetwatch' do
     ignored = catalogue.resource('file', DIRECTORY)[:ignore]
     purged = ->(name) { ignored.none? { |pattern| File.fnmatch(pattern, name) } }
     expect(%w[60-puppet-allow-gone.conf 60-puppet-block-gone.conf]).to all(satisfy(&purged))
-    expect(%w[00-first.conf 50-puppet.conf 60-local.conf 60.conf 6.conf 61-x.conf 99-last.conf a.conf].select(&purged)).to eq []
+    expect(%w[00-first.conf 50-puppet.conf 60-local.conf 60-p.conf 60-prod.conf 60-puppeteer.conf 60-puppet.conf 60.conf 6.conf 61-x.conf 99-last.conf a.conf].select(&purged)).to eq []
   end
 
   it 'lets nothing wait for headers' do

@@ -74,7 +74,7 @@ module PuppetX
 
           line << socket.read_nonblock(MOST_BYTES)
         end
-        line.force_encoding(Encoding::UTF_8)
+        line.force_encoding(Encoding::UTF_8).scrub
       end
 
       def now
