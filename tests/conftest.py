@@ -6,11 +6,16 @@ from __future__ import annotations
 import collections
 import os
 import pathlib
+import signal
 
 import pytest
 
 ROOT = pathlib.Path(__file__).resolve().parent.parent
 os.environ["PATH"] = os.pathsep.join([str(ROOT / "build/tools"), os.environ["PATH"], "/usr/sbin", "/sbin"])
+
+# What a shell starts in the background ignores Ctrl-C, and so would all that the tests start and then interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 seconds = collections.Counter()
 passed = collections.Counter()
