@@ -1,7 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Packetwatch. `make help` lists the targets; what they need is installed from deps/.
 PYTHON := /usr/bin/python3
-TIERS := unit bpf netns machine package puppet
+# One after the other, with the machine to themselves: they look at what the kernel does, and when.
+TIERS := unit bpf netns machine
+# Two at a time: mostly machines that install something.
+PAIRED := package puppet
 # Also run by CI: other kernels, a Puppet server with agents.
 LONG := vm fleet
 ARGS :=
@@ -15,10 +18,13 @@ help: ## list the targets
 run: need-root deps ## watch the default-route interface in the foreground; flags: ARGS='--mode observe'
 	@$(PYTHON) -m packetwatch run $(ARGS)
 
-test: need-root deps-test lint ## lint and every test but those that take long
-	$(PYTHON) -m pytest $(TIERS:%=tests/%)
+test: need-root deps-test lint build/gems/bin/fpm ## lint and every test but those that take long
+	@status=0; \
+	$(PYTHON) -m pytest $(TIERS:%=tests/%) || status=$$?; \
+	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PAIRED:%=tests/%) || status=$$?; \
+	exit $$status
 
-test-all: TIERS += $(LONG)
+test-all: PAIRED += $(LONG)
 test-all: deps-all test ## the same, other kernels and a fleet with a Puppet server (what CI runs)
 
 test-%: deps-all ## one tier: make test-unit, -bpf, -netns, -machine, -package, -puppet, -vm, -fleet, -vagrant

@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What holds for every tier: a skip is a failure, tools come from build/tools too, each tier tells its seconds."""
+"""What holds for every tier: a skip is a failure, tools come from build/tools too, each tier tells its seconds.
+
+Under pytest-xdist a tier stays with one worker: its tests share machines, and follow each other.
+"""
 
 from __future__ import annotations
 
@@ -19,6 +22,16 @@ signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 seconds = collections.Counter()
 passed = collections.Counter()
+
+
+def tier(nodeid):
+    return nodeid.split("/")[1] if nodeid.startswith("tests/") else "other"
+
+
+def pytest_collection_modifyitems(config, items):
+    if config.pluginmanager.hasplugin("xdist"):
+        for item in items:
+            item.add_marker(pytest.mark.xdist_group(tier(item.nodeid)))
 
 
 def refuse_skip(report):
@@ -41,11 +54,10 @@ def pytest_make_collect_report():
 
 
 def pytest_runtest_logreport(report):
-    tier = report.nodeid.split("/")[1] if report.nodeid.startswith("tests/") else "other"
-    seconds[tier] += report.duration
-    passed[tier] += report.when == "call" and report.passed
+    seconds[tier(report.nodeid)] += report.duration
+    passed[tier(report.nodeid)] += report.when == "call" and report.passed
 
 
 def pytest_terminal_summary(terminalreporter):
-    for tier in seconds:
-        terminalreporter.write_line(f"tier {tier}: {passed[tier]} passed in {seconds[tier]:.1f} s")
+    for name in seconds:
+        terminalreporter.write_line(f"tier {name}: {passed[name]} passed in {seconds[name]:.1f} s")

@@ -104,7 +104,8 @@ def test_the_journal_has_every_record(service):
     service.machine.run(["systemctl", "restart", "systemd-journald"])
     service.start("[log]\nfold_rate = 0\n")
     service.connect_often(20_000, SCANNER)
-    wait_for(lambda: service.count("connection") >= 20_000, "the records", 30)
+    wait_for(lambda: service.status()["ledger"]["syns"] >= 20_000, "the SYNs", 60)
+    wait_for(lambda: service.count("connection") >= 20_000, f"the records of {service.status()['ledger']}", 120)
     ledger = service.status()["ledger"]
     assert (ledger["syns"], ledger["connections"], ledger["connections_lost"]) == (20_000, 20_000, 0)
     assert service.count("connection") == 20_000

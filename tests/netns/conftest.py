@@ -99,7 +99,6 @@ OPTIONS = {
     "ipvlan": "link below type ipvlan",
     "vrf": "type vrf table 77",
 }
-lacking = set()
 
 
 @functools.lru_cache(maxsize=None)
@@ -115,15 +114,7 @@ def kernel_makes(kind):
         ns.remove()
     if result.returncode and "Unknown device type" not in result.stderr and "not supported" not in result.stderr:
         raise AssertionError(f"cannot make a {kind}: {result.stderr}")
-    if result.returncode:
-        lacking.add(kind)
     return not result.returncode
-
-
-def pytest_terminal_summary(terminalreporter):
-    """What was not tried must be seen."""
-    if lacking:
-        terminalreporter.write_line(f"tier netns: this kernel makes no {', '.join(sorted(lacking))}: not tried")
 
 
 @pytest.fixture

@@ -114,6 +114,7 @@ def test_the_log_of_a_day_is_bounded(watched, wire):
     watch = watched("log.fold_rate = 0\nlog.daily_size = 1M")
     wire.flood(5_000)
     wait_for(lambda: "log.daily_size is used up" in watch.errors(), "the notice", 10)
+    settled(watch, 0, 5_000)
     written = len(watch.lines)
     wire.flood(20_000)
     terms = settled(watch, 5_000, 20_000)

@@ -30,6 +30,7 @@ find / -xdev -mindepth 1 \\( -path /proc -o -path /sys -o -path /dev \\) -prune 
 find /run/packetwatch /sys/fs/bpf -mindepth 1 2>/dev/null | sort
 cut -d: -f1 /etc/passwd /etc/group
 cut -d' ' -f2 /proc/mounts | sort
+ip -details link show | grep -o 'prog/xdp id .*'
 """
 
 
@@ -39,9 +40,13 @@ def exposure(host):
 
 
 def everything(host):
-    """Files, users, groups, mounts and XDP programs: what a purge must not leave behind."""
-    paths = host.sh(LIST).stdout.splitlines()
-    return {*paths, *(f"program {each['id']}" for each in bpftool("prog", "show") if each["type"] == "xdp")}
+    """Files, users, groups, mounts and attached programs: what a purge must not leave behind."""
+    return set(host.sh(LIST, check=False).stdout.splitlines())
+
+
+def is_loaded(program):
+    """Whether the kernel has it yet, which frees what nobody holds a moment later."""
+    return program in [each["id"] for each in bpftool("prog", "show")]
 
 
 def test_a_fresh_install_protects(host, new):
@@ -134,7 +139,7 @@ def test_a_removal_detaches_and_a_reinstallation_runs(host, new):
     program = host.link()[1]
     host.remove()
     assert not host.is_active()
-    assert program not in [each["id"] for each in bpftool("prog", "show")]
+    wait_for(lambda: not is_loaded(program), "the program is gone")
     assert host.sh("ls /usr/lib/packetwatch /usr/bin/packetwatch", check=False).stdout == ""
     host.install(new)
     assert host.is_active() and host.is_enabled() == "enabled"
@@ -149,9 +154,11 @@ def test_a_purge_leaves_nothing(host, new):
     host.machine.write(f"{CONFIG}.d/50-own.conf", "[log]\nfile = /var/log/packetwatch/packetwatch.json\n")
     host.systemctl("restart")
     host.scan()
-    assert everything(host) != before
+    program = host.link()[1]
+    assert everything(host) != before and is_loaded(program)
     host.remove()
     host.purge()
+    wait_for(lambda: not is_loaded(program), "the program is gone")
     wait_for(lambda: not host.sh("ls /run/packetwatch", check=False).stdout, "the runtime directory is gone")
     left = everything(host) - before
     if not isinstance(host, Dpkg):  # rpm never takes a user away
