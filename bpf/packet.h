@@ -74,6 +74,9 @@ struct packet {
 	__u8 reason;
 	__u8 options_off; /* of IPv4 options, from the start of the frame */
 	__u8 options_bytes; /* 0..40 */
+#ifdef REPLAY
+	union address source; /* as the frame has it; saddr is whom the tables know, see tell_hosts_apart() */
+#endif
 };
 
 struct vlan_tag {

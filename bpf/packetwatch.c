@@ -6,6 +6,9 @@
 #include "packet.h"
 #include "event.h"
 #include "maps.h"
+#ifdef REPLAY
+#include "replay.h"
+#endif
 
 BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(attachments, struct attachment, ATTACHMENT_CELLS);
@@ -26,6 +29,11 @@ BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 
 #ifndef NOW_NS
 #define NOW_NS() bpf_ktime_get_boot_ns() /* tests set a clock of their own */
+#endif
+#ifndef REPLAY
+#define FRAME_OFFSET 0
+#define INGRESS(ctx) (ctx)->ingress_ifindex
+#define SOURCE_OF(p) (&(p)->saddr)
 #endif
 
 /* How long a SYN may trail, on another CPU, the block that its source has earned. */
@@ -64,7 +72,7 @@ static __always_inline struct attachment *find_attachment(__u32 ifindex)
  */
 static __always_inline void *frame_start(struct xdp_md *ctx)
 {
-	return (void *)(long)*(volatile __u32 *)&ctx->data;
+	return (void *)(long)*(volatile __u32 *)&ctx->data + FRAME_OFFSET;
 }
 
 static __always_inline void *frame_end(struct xdp_md *ctx)
@@ -113,6 +121,21 @@ static __always_inline __u64 hash_of(const union address *a, __u64 seed)
 	return h * 0x94d049bb133111ebULL;
 }
 
+#ifdef REPLAY
+/*
+ * Where a capture is of many hosts, a source is another one to each of them: the tables of sources
+ * know it by a hash of 128 bits of both addresses, the lists and the records as it is.
+ */
+static __always_inline void tell_hosts_apart(struct xdp_md *ctx, struct packet *p, __u64 seed)
+{
+	p->source = p->saddr;
+	if (!read_header(ctx).hosts)
+		return;
+	p->saddr.halves[0] = hash_of(&p->source, hash_of(&p->daddr, seed));
+	p->saddr.halves[1] = hash_of(&p->source, hash_of(&p->daddr, ~seed));
+}
+#endif
+
 /*
  * Each CPU remembers answers of the two tries, which cost more than all other lookups together.
  * User space ends them all with a new generation after every change of either trie. It is read
@@ -153,7 +176,7 @@ static __always_inline int is_marked(const __u8 *bits, __u16 mark)
 /* Whether an entry of the lists may cover the source: exact where it says no, see packetwatch/marks.py. */
 static __always_inline int may_be_listed(const struct packet *p)
 {
-	const union address *a = &p->saddr;
+	const union address *a = SOURCE_OF(p);
 	__u64 address = a->halves[0] ^ a->halves[1];
 	__u32 network = p->ipv6 ? a->words[0] : a->words[3] & bpf_htonl(0xffff0000);
 	int zero = 0;
@@ -181,13 +204,13 @@ static __always_inline struct source *find_source(const struct packet *p, __u64 
 	if (!may_be_listed(p))
 		return 0;
 	recent = recent_unlisted.lookup(&index);
-	if (!recent || is_recent(recent, &p->saddr, generation))
+	if (!recent || is_recent(recent, SOURCE_OF(p), generation))
 		return 0;
 	key.length = 128;
-	__builtin_memcpy(key.network, &p->saddr, sizeof(key.network));
+	__builtin_memcpy(key.network, SOURCE_OF(p), sizeof(key.network));
 	source = sources.lookup(&key);
 	if (!source) {
-		recent->address = p->saddr;
+		recent->address = *SOURCE_OF(p);
 		recent->generation = generation;
 	}
 	return source;
@@ -274,7 +297,7 @@ static __always_inline void record_connection(const struct packet *p, const stru
 		return;
 	}
 	event->boot_ns = j->now;
-	__builtin_memcpy(event->saddr, &p->saddr, sizeof(event->saddr));
+	__builtin_memcpy(event->saddr, SOURCE_OF(p), sizeof(event->saddr));
 	__builtin_memcpy(event->daddr, &p->daddr, sizeof(event->daddr));
 	event->sport = p->sport;
 	event->dport = p->dport;
@@ -452,7 +475,7 @@ static __always_inline void block_scanner(const struct packet *p, const struct j
 static __always_inline void raise_alert(const struct packet *p, const struct judgement *j, struct alert_event *alert)
 {
 	alert->boot_ns = j->now;
-	__builtin_memcpy(alert->saddr, &p->saddr, sizeof(alert->saddr));
+	__builtin_memcpy(alert->saddr, SOURCE_OF(p), sizeof(alert->saddr));
 	__builtin_memcpy(alert->daddr, &p->daddr, sizeof(alert->daddr));
 	alert->attachment = j->at->id;
 	alert->flags = j->flags | (j->set->observe ? EVENT_WOULD_DROP : 0);
@@ -539,7 +562,7 @@ int packetwatch(struct xdp_md *ctx)
 		walk = walk_options(ctx, &packet);
 	if (walk == WALK_OTHER)
 		return XDP_PASS;
-	j.at = find_attachment(ctx->ingress_ifindex);
+	j.at = find_attachment(INGRESS(ctx));
 	if (!j.at)
 		return XDP_PASS;
 	id = j.at->id;
@@ -567,6 +590,9 @@ int packetwatch(struct xdp_md *ctx)
 		j.count->ignored[IGNORED_MARTIAN]++;
 		return XDP_PASS;
 	}
+#ifdef REPLAY
+	tell_hosts_apart(ctx, &packet, j.set->seed);
+#endif
 	j.family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	j.flags = packet.ipv6 ? EVENT_IPV6 : 0;
 	j.now = NOW_NS();

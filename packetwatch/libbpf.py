@@ -13,13 +13,15 @@ import mmap
 import os
 import resource
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional
 
 ANY, NOEXIST, EXIST = range(3)
 XDP = 37  #: enum bpf_attach_type
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
+
+TEST_RUN_BYTES = 3000  #: that fit every kernel: a page without headroom and struct skb_shared_info
 
 _BATCH = 4096
 _RING_BUFFER = 27  # enum bpf_map_type
@@ -35,6 +37,26 @@ class LinkInfo(NamedTuple):
 
 class _LinkCreateOpts(ctypes.Structure):
     _fields_ = [("sz", ctypes.c_size_t), ("flags", ctypes.c_uint32), ("pad", ctypes.c_uint32 * 13)]
+
+
+class _TestRunOpts(ctypes.Structure):
+    _fields_ = [
+        ("sz", ctypes.c_size_t),
+        ("data_in", ctypes.c_char_p),
+        ("data_out", ctypes.c_void_p),
+        ("data_size_in", ctypes.c_uint32),
+        ("data_size_out", ctypes.c_uint32),
+        ("ctx_in", ctypes.c_void_p),
+        ("ctx_out", ctypes.c_void_p),
+        ("ctx_size_in", ctypes.c_uint32),
+        ("ctx_size_out", ctypes.c_uint32),
+        ("retval", ctypes.c_uint32),
+        ("repeat", ctypes.c_int),
+        ("duration", ctypes.c_uint32),
+        ("flags", ctypes.c_uint32),
+        ("cpu", ctypes.c_uint32),
+        ("batch_size", ctypes.c_uint32),
+    ]
 
 
 def _load() -> ctypes.CDLL:
@@ -203,6 +225,28 @@ def prog_name(number: int) -> str:
 
 def max_entries(map_fd: int) -> int:
     return memoryview(_info(map_fd, 64)).cast("I")[4]
+
+
+def test_runner(prog: int) -> Callable[[bytes], int]:
+    """A function that runs the program once on the bytes of a frame and returns its verdict (BPF_PROG_TEST_RUN).
+
+    Made once, called per frame: one struct serves all calls. At most TEST_RUN_BYTES each.
+    """
+    options = _TestRunOpts(sz=ctypes.sizeof(_TestRunOpts))
+    where, size = ctypes.byref(options), len
+    call = getattr(_library or _load(), "bpf_prog_test_run_opts")
+
+    def run(data: bytes) -> int:
+        options.data_in = data
+        options.data_size_in = size(data)
+        options.data_size_out = 0  # the call before has left its own there, and would bound this one
+        if call(prog, where):
+            number = ctypes.get_errno()
+            raise OSError(number, os.strerror(number), "bpf_prog_test_run_opts")
+        verdict: int = options.retval
+        return verdict
+
+    return run
 
 
 def pin(fd: int, path: str) -> None:

@@ -50,6 +50,7 @@ SOURCE = struct.Struct("=QQII")
 BLOCK = struct.Struct("=QQQIxxxx")
 FOLD_KEY = struct.Struct("=16s2sHI")
 FOLD = struct.Struct("=QQ")
+REPLAY_HEADER = struct.Struct("=QIBBxx")  #: now_ns, ifindex, port_state, hosts: bpf/replay.h
 
 ATTACHMENT_USED, ATTACHMENT_LOOPBACK, ATTACHMENT_MAC_TEST = 1, 2, 4
 
@@ -61,6 +62,7 @@ class Parameters(NamedTuple):
     blocks: int
     ring_bytes: int  #: of the ring `connections`, a power of two
     headers: str  #: auto, uapi or kernel
+    replay: bool = False  #: for BPF_PROG_TEST_RUN, with REPLAY_HEADER in front of each frame
 
     def defines(self) -> tuple[str, ...]:
         return (
@@ -71,6 +73,7 @@ class Parameters(NamedTuple):
             f"-DATTACHMENTS={ATTACHMENTS}",
             f"-DCONNECTIONS_PAGES={max(1, self.ring_bytes // mmap.PAGESIZE)}",
             f"-DALERTS_PAGES={max(1, ALERTS_BYTES // mmap.PAGESIZE)}",
+            *(["-DREPLAY"] if self.replay else []),
         )
 
     def digest(self, sources: Path = SOURCES) -> str:
