@@ -15,18 +15,18 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "packetwatch"
 LAYERS = (
     # pure
     {"__init__", "event", "address", "rules", "detection", "kinds", "settings", "config", "metricnames"}
-    | {"budget", "marks", "summary", "operations", "manual"},
+    | {"budget", "marks", "summary", "operations", "manual", "sieve", "recorded"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
-    | {"client", "sinks", "sinks.records", "sinks.scrapes"},
+    | {"client", "capture", "sinks", "sinks.records", "sinks.scrapes"},
     # parts, in three floors
     {"kernel", "interfaces", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
     | {"sinks.writer"},
-    {"lists", "handover", "show", "control", "sinks.ledger", "sinks.journal"},
+    {"lists", "handover", "show", "control", "replayed", "sinks.ledger", "sinks.journal"},
     {"attachments", "sinks.log", "sinks.metrics", "overview"},
     # wholes
     {"loader", "drain"},
-    {"reports"},
+    {"reports", "replay"},
     {"resident"},
     {"answers"},
     {"daemon"},
