@@ -13,6 +13,7 @@ _packetwatch_flags() {
     "block remove") echo "--all $asking" ;;
     check) echo "--dump --config --output -o --help" ;;
     version) echo "--output -o --help" ;;
+    replay) echo "--local --from-log --output -o $(_packetwatch_flags run)" ;;
     run)
         echo "--config --help --interface --mode --allow --block --socket --state --pin --allow-own
             --allow-gateways --allow-sessions --scan-ports --scan-window --block-duration --xdp-mode
@@ -24,7 +25,7 @@ _packetwatch_flags() {
 
 _packetwatch_words() {
     case $1 in
-    "") echo "run status tail reload mode block allow check version" ;;
+    "") echo "run status tail reload mode block allow check replay version" ;;
     block | allow) echo "list add remove" ;;
     mode) echo "enforce observe" ;;
     esac
@@ -52,7 +53,7 @@ _packetwatch() {
     for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $command,$each in
         *,-*) ;;
-        ,run | ,status | ,tail | ,reload | ,mode | ,block | ,allow | ,check | ,version) command=$each ;;
+        ,run | ,status | ,tail | ,reload | ,mode | ,block | ,allow | ,check | ,replay | ,version) command=$each ;;
         block,list | block,add | block,remove | allow,list | allow,add | allow,remove) command="$command $each" ;;
         esac
     done

@@ -14,12 +14,12 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Optional
 
 from packetwatch import __version__, config, configfiles, guard, overview, show
-from packetwatch.address import parse_prefix, prefix_text
+from packetwatch.address import Prefix, parse_prefix, prefix_text
 from packetwatch.client import TIMEOUT_S, Client, ControlError
 from packetwatch.config import ConfigError
 from packetwatch.configfiles import Inputs
 from packetwatch.kinds import SECOND_NS, duration
-from packetwatch.operations import DONE, FAULTY_SETTINGS, NOT_RUNNING, USAGE
+from packetwatch.operations import DONE, FAILED, FAULTY_SETTINGS, NOT_RUNNING, USAGE
 from packetwatch.sinks.records import clean
 
 RELOAD_S = 60.0
@@ -86,6 +86,13 @@ def _given(*names: str, **options: Any) -> Argument:
 def _prefix(text: str) -> str:
     try:
         return prefix_text(parse_prefix(text))
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def _prefixes(text: str) -> list[Prefix]:
+    try:
+        return [parse_prefix(part) for part in text.split(",")]
     except ValueError as error:
         raise argparse.ArgumentTypeError(str(error)) from None
 
@@ -159,9 +166,31 @@ def _print(args: Args, result: Any, text: Callable[[Any], str]) -> None:
 def _act_run(args: Args) -> int:
     from packetwatch import daemon  # the resident and all it needs: no other command pays for it
 
+    return daemon.run(_inputs(args, _settings_given(args)))
+
+
+def _settings_given(args: Args) -> dict[str, Sequence[str]]:
     given = vars(args)
-    flags = {row.key: given[row.key] for row in config.describe() if given[row.key] is not None}
-    return daemon.run(_inputs(args, flags))
+    return {row.key: given[row.key] for row in config.describe() if given[row.key] is not None}
+
+
+def _act_replay(args: Args) -> int:
+    from packetwatch import replay, replayed  # as with run
+
+    settings = configfiles.read(_inputs(args, _settings_given(args)))
+    usual = "text" if args.output == "text" and os.isatty(1) else "json"
+    form = settings.log_format if settings.log_format in ("text", "json") else usual
+    local = tuple(prefix for given in args.local or () for prefix in given)
+    accounts = replay.run(replay.Judging(settings, local, form), args.file, args.from_log)
+    rule = replayed.rule(config.texts(settings), bool(local))
+    if args.output == "json":
+        print(replayed.as_json(accounts, rule))
+    else:
+        print(*map(clean, replayed.as_text(accounts, rule)), sep="\n", file=sys.stderr)
+    faults = [*filter(None, (each.fault for each in accounts)), *replayed.mismatches(accounts)]
+    for fault in faults:
+        print(f"packetwatch: {clean(fault)}", file=sys.stderr)
+    return FAILED if faults else DONE
 
 
 def _act_tail(args: Args) -> int:
@@ -276,5 +305,18 @@ COMMANDS = (
         "check", "Find every fault in the settings.",
         (_given("--dump", action="store_true", help="print all settings as they take effect"), CONFIG, OUTPUT),
         _act_check),
+    Command(
+        "replay", "Judge captures or recorded connections as they would have been judged.",
+        (
+            _given("file", nargs="+", metavar="FILE", help="pcap or pcapng; - is standard input"),
+            _given(
+                "--local", action="append", type=_prefixes, metavar="ADDRESS[,ADDRESS...]",
+                help="addresses of the one host that was captured; else each destination is a host of its own"),
+            _given(
+                "--from-log", action="store_true",
+                help="the files are recorded connections: JSON lines, or what journalctl -o json prints"),
+            CONFIG, OUTPUT, *map(_flag_of, config.describe()),
+        ),
+        _act_replay),
     Command("version", "Print the version.", (OUTPUT,), _act_version),
 )

@@ -30,8 +30,16 @@ class Audience(Protocol):
 class Drain:
     """Empties a kernel half's rings into the sinks; `say` puts a notice into the next batch."""
 
-    def __init__(self, kernel: Kernel, ledger: Ledger, on_scan: Callable[[Scan], None]) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        ledger: Ledger,
+        on_scan: Callable[[Scan], None],
+        now_ns: Callable[[], int] = clock.boot_ns,
+        wall_offset_ns: Callable[[], int] = clock.wall_offset_ns,
+    ) -> None:
         self.kernel = kernel
+        self._now_ns, self._wall_offset_ns = now_ns, wall_offset_ns
         self.sinks: list[LogSink] = []
         self.audience: Optional[Audience] = None
         self._ledger = ledger
@@ -81,9 +89,9 @@ class Drain:
         return len(connections)
 
     def _consume(self, connections: Sequence[event.Connection], notices: Sequence[Notice]) -> None:
-        batch = Batch(connections, notices, clock.wall_offset_ns(), dict(self._ledger.names))
+        batch = Batch(connections, notices, self._wall_offset_ns(), dict(self._ledger.names))
         for sink in self.sinks:
-            sink.consume(batch, clock.boot_ns())
+            sink.consume(batch, self._now_ns())
         if self.audience is not None and self.audience.tails:
             self.audience.publish(self.tail_form.encode(batch))
         self.count_refused()
@@ -91,7 +99,7 @@ class Drain:
     def flush(self) -> None:
         """Once a second: what waits for slow readers, and summaries that are due."""
         for sink in self.sinks:
-            sink.flush(clock.boot_ns())
+            sink.flush(self._now_ns())
         self.count_refused()
 
     def count_refused(self) -> None:
@@ -108,7 +116,7 @@ class Drain:
         """Lets the sinks go; how many records they could not write to the end."""
         before = sum(self.refused.values())
         for sink in self.sinks:
-            sink.close(clock.boot_ns())
+            sink.close(self._now_ns())
         self.count_refused()
         return sum(self.refused.values()) - before
 

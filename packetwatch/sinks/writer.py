@@ -173,7 +173,7 @@ class LineWriter:
             try:
                 done += self._put(view[done:])
             except OSError as error:
-                self.cause = error
+                self.cause = error.with_traceback(None)  # which would keep the batch, and with it the ring's memory
                 self.tally.failed(error)
                 break
         return done
