@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from packetwatch import address, detection, event, libbpf, rules
+from packetwatch import address, detection, event, libbpf, program, rules
 from packetwatch.address import parse, parse_prefix
 from packetwatch.kernel import Block
 from tests import frames as f
@@ -37,7 +37,7 @@ def outcome(host, source, port):
     if scans:
         scan, = scans
         assert scan.saddr == parse(source) and scan.boot_ns == host.time_ns and verdict == PASS
-        return detection.Verdict(detection.SCAN, scan.ports, scan.until_ns)
+        return detection.Verdict(detection.SCAN, scan.ports, scan.until_ns, scan.rule)
     if verdict == DROP:
         return detection.Verdict(detection.DROP)
     would = records[0][6] & event.WOULD_DROP
@@ -66,7 +66,7 @@ def test_random_syns_have_the_oracles_verdicts(host, seed, ports, enforce):
     chance = random.Random(f"{seed} {ports} {enforce}")
     block_ns = chance.choice((SECOND, WINDOW, 0))
     host.settings(ports=ports, window_ns=WINDOW, block_ns=block_ns, observe=int(not enforce))
-    guard = detection.Guard(detection.Detector(ports, WINDOW), block_ns, enforce)
+    guard = detection.Guard(detection.Detector(ports, WINDOW), detection.Blocks(*[block_ns] * 3), enforce)
     step = WINDOW // ports
     steps = (0, 1, TICK, TICK - 1, -TICK, SECOND // 5, step - TICK, step, step + TICK, step // 8, 2 * step)
     numbers = [chance.randrange(65536) for _ in range(chance.choice((ports, ports + 1, 2 * ports)))]
@@ -94,7 +94,7 @@ def test_random_lists_have_the_oracles_verdicts(host, seed):
         host.kernel.lists_changed()
         before = host.kernel.sources.read()
         assert before == after
-        guard = detection.Guard(detection.Detector(3, WINDOW), 1, True, after)
+        guard = detection.Guard(detection.Detector(3, WINDOW), detection.Blocks(1, 1, 1), True, after)
         host.settings(window_ns=WINDOW, block_ns=1)
         forget(host)
         walk(host, guard, chance, (A, B, C, D), (80, 81), (SECOND, WINDOW // 4), 60)
@@ -102,7 +102,7 @@ def test_random_lists_have_the_oracles_verdicts(host, seed):
 
 def forget(host):
     """Empties the trackers."""
-    harness.empty_array(host.kernel, "trackers", harness.CLOCKED.trackers // 4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS))
+    harness.empty_array(host.kernel, "trackers", harness.CLOCKED.trackers // 4, harness.TRACKER_SET)
 
 
 @pytest.mark.parametrize("ports", (2, 3, 64))
@@ -143,15 +143,15 @@ def test_a_repeated_port_moves_nothing_but_itself(host):
 
 def trackers(host):
     """(source, [(time, port), ...]) of every tracker in use."""
-    size = 32 + 8 * event.SCAN_SLOTS
+    head, size = harness.TRACKER_HEAD, harness.TRACKER_HEAD + 8 * event.SCAN_SLOTS
     sets = range(harness.CLOCKED.trackers // 4)
-    for _, value in libbpf.items_array(host.kernel.maps["trackers"], sets, 8 + 4 * size):
+    for _, value in libbpf.items_array(host.kernel.maps["trackers"], sets, harness.TRACKER_SET):
         for start in range(8, len(value), size):
             way = value[start : start + size]
-            words = memoryview(way[32:]).cast("Q").tolist()
-            used = words[: words.index(0)] if 0 in words else words
-            if any(way[16:24]):
-                yield way[:16], [(word & ~0xFFFF, word & 0xFFFF) for word in used]
+            source, last_ns, _, _, count = program.TRACKER_HEAD.unpack(way[:head])
+            if last_ns:
+                words = memoryview(way[head:]).cast("Q").tolist()[:count]
+                yield source, [(word & -TICK, word & 0xFFFF) for word in words]
 
 
 def test_ports_0_and_65535_are_ports_like_others(host):
@@ -171,8 +171,9 @@ def test_the_record_of_a_scan_is_complete(host):
     host.settings(block_ns=HOUR)
     send(host, C, 80, 81, 82)
     scan, = host.scans()
-    assert scan == event.Scan(
-        START, START + HOUR, parse(C), parse(traffic.HOST6), 0, event.IPV6, event.BLOCKED, (80, 81, 82)
+    flags, ports = event.IPV6 | event.SCAN, (80, 81, 82)
+    assert scan == event.Alert(
+        START, START + HOUR, parse(C), parse(traffic.HOST6), 0, flags, event.BLOCKED, event.NO_RULE, ports, ports
     )
     assert traffic.ports(host.records()) == [80, 81, 82]
     assert host.counters().scans == (0, 1)
@@ -245,8 +246,8 @@ def test_observe_records_what_enforce_would_drop(host):
     host.settings(observe=1)
     assert send(host, A, 80, 81, 82, 83, 84) == [PASS] * 5
     scan, = host.scans()
-    assert scan.flags == event.WOULD_DROP and scan.block == event.BLOCKED
-    assert [record[6] for record in host.records()] == [0, 0, 0, event.WOULD_DROP, event.WOULD_DROP]
+    assert scan.flags == event.WOULD_DROP | event.SCAN and scan.block == event.BLOCKED
+    assert [record[6] for record in host.records()] == [event.CLOSED] * 3 + [event.WOULD_DROP] * 2
     counted = host.counters()
     assert counted.would_drop == (2, 0) and sum(counted.dropped) == 0 and counted.recorded == (5, 0)
     assert traffic.block(host, A).dropped == 2
@@ -273,7 +274,7 @@ def test_observe_would_drop_the_block_list_too(host):
 def test_an_allowed_source_is_recorded_and_never_judged(host):
     host.source("192.0.2.0/24", rules.ALLOW)
     assert send(host, A, *range(100)) == [PASS] * 100
-    assert {record[6] for record in host.records()} == {event.ALLOWED}
+    assert {record[6] for record in host.records()} == {event.ALLOWED | event.CLOSED}
     assert not host.scans() and host.kernel.tracked() == 0
 
 
@@ -284,7 +285,7 @@ def test_an_allowed_source_passes_once_its_block_is_taken_away(host):
     assert send(host, A, 83) == [DROP]
     host.kernel.blocks.remove(parse(A))
     assert send(host, A, 83) == [PASS]
-    assert host.records()[-1][6] == event.ALLOWED
+    assert host.records()[-1][6] == event.ALLOWED | event.CLOSED
 
 
 @pytest.mark.parametrize(
