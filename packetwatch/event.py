@@ -68,7 +68,7 @@ class Notice(NamedTuple):
     """Anything recorded that is not a single connection; the fields that do not apply are None."""
 
     boot_ns: int  #: CLOCK_BOOTTIME of what it tells of
-    event_type: str  #: scan, block, unblock, drop, summary, loss, start, stop
+    event_type: str  #: probe, scan, block, storm, unblock, drop, summary, loss, start, stop
     in_iface: Optional[str] = None
     source: Optional[str] = None  #: address or prefix, as text
     destination: Optional[str] = None
@@ -112,7 +112,7 @@ def alerts(frames: bytes | memoryview) -> Iterator[Alert]:
     """The alerts of a run of ring frames; ports come back oldest first."""
     for *head, count, rule, ports, bits in map(_grouped, ALERT.iter_unpack(frames)):
         closed = [port for number, port in enumerate(ports[:count]) if bits >> number & 1]
-        yield Alert(*head, rule, tuple(ports[:count][::-1]), tuple(closed[::-1]))
+        yield Alert._make((*head, rule, tuple(ports[:count][::-1]), tuple(closed[::-1])))
 
 
 def _grouped(words: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -12,7 +12,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Optional
 
-from packetwatch import event, libbpf, marks, program
+from packetwatch import detection, event, libbpf, marks, program
 from packetwatch.address import Prefix
 from packetwatch.metricnames import DROP_REASONS, FAMILIES, IGNORED, MALFORMED
 from packetwatch.ring import Ring
@@ -63,7 +63,7 @@ class KernelSettings(NamedTuple):
         words = program.SETTINGS.unpack(value)
         fixed = len(cls._fields) - 1
         count, rows = words[fixed], words[fixed + 1 :]
-        return cls(*words[:fixed], tuple(KernelRule(*rows[3 * i : 3 * i + 3]) for i in range(count)))
+        return cls._make((*words[:fixed], tuple(KernelRule(*rows[3 * i : 3 * i + 3]) for i in range(count))))
 
 
 class Attachment(NamedTuple):
@@ -264,12 +264,20 @@ class Kernel:
     # trackers
 
     def tracked(self) -> int:
-        """Sources with a tracker. Above _SETS_READ sets every n-th stands for n: the loop waits for this."""
+        """Sources with a tracker."""
         way = program.TRACKER_HEAD.size + 8 * event.SCAN_SLOTS
-        sets, size = self.parameters.trackers // 4, 8 + 4 * way
+        return self._used("trackers", self.parameters.trackers // 4, way)
+
+    def suspected(self) -> int:
+        """Sources that are remembered for the closed ports that they met."""
+        way = program.SUSPECT_HEAD.size + 8 * detection.SUSPECT_SLOTS
+        return self._used("suspects", self.parameters.suspects // 4, way)
+
+    def _used(self, name: str, sets: int, way: int) -> int:
+        """Above _SETS_READ sets every n-th stands for n: the loop waits for this."""
         step = max(1, sets // _SETS_READ)
         used = 0
-        for _, value in libbpf.items_array(self.maps["trackers"], range(0, sets, step), size):
+        for _, value in libbpf.items_array(self.maps[name], range(0, sets, step), 8 + 4 * way):
             used += sum(value[8 + i * way + 16 : 8 + i * way + 24] != bytes(8) for i in range(4))
         return used * step
 

@@ -75,6 +75,10 @@ class Parameters(NamedTuple):
     ring_bytes: int  #: of the ring `connections`, a power of two
     headers: str  #: auto, uapi or kernel
 
+    @property
+    def suspects(self) -> int:
+        return min(SUSPECTS, self.trackers)
+
     def defines(self) -> tuple[str, ...]:
         return (
             f"-DPACKETWATCH_PAGE_SIZE={mmap.PAGESIZE}",
@@ -83,7 +87,7 @@ class Parameters(NamedTuple):
             f"-DSCAN_SLOTS={event.SCAN_SLOTS}",
             f"-DATTACHMENTS={ATTACHMENTS}",
             f"-DCONNECTIONS_PAGES={max(1, self.ring_bytes // mmap.PAGESIZE)}",
-            f"-DSUSPECTS={min(SUSPECTS, self.trackers)}",
+            f"-DSUSPECTS={self.suspects}",
             f"-DPROBES_PAGES={max(1, PROBES_BYTES // mmap.PAGESIZE)}",
             f"-DALERTS_PAGES={max(1, ALERTS_BYTES // mmap.PAGESIZE)}",
         )

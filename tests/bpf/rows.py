@@ -225,7 +225,8 @@ DISCARDED = [
     row("SYN and RST", v4(tcp={"flags": f.SYN | f.RST}), OTHER),
     row("SYN and ACK", v4(tcp={"flags": f.SYN | f.ACK}), OTHER),
     row("SYN and FIN, IPv6", v6(tcp={"flags": f.SYN | f.FIN}), PROBE),
-    *(row(name, v4(tcp={"flags": flags}), OTHER) for name, flags in (("ACK", f.ACK), ("RST", f.RST), ("all flags", 0xFF))),
+    *(row(name, v4(tcp={"flags": flags}), OTHER)
+      for name, flags in (("ACK", f.ACK), ("RST", f.RST), ("all flags", 0xFF))),
     *(row(name, v4(tcp={"flags": flags}), PROBE)
       for name, flags in (("no flags", 0), ("FIN", f.FIN), ("FIN, PSH and URG", f.FIN | f.PSH | f.URG))),
     row("FIN, IPv6", v6(tcp={"flags": f.FIN}), PROBE),
