@@ -28,7 +28,7 @@
 #define SUSPECT_SLOTS 16 /* closed ports remembered of each; power of two */
 #define OFFENDERS 16384
 #define RULES 8 /* that block; power of two */
-/* Blocks of one source that may double the next one; where they may last for ever, the tenth does. */
+/* Blocks of one source that may double the next one; where they may last for ever, the eleventh does. */
 #define DOUBLINGS 16
 #define DOUBLINGS_FOREVER 10
 #define PORT_BYTES 8192 /* a bit for each port */
