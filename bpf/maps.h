@@ -20,6 +20,18 @@
 #define BLOCKS 65536
 #endif
 #define PREFIXES 65536
+#ifndef SUSPECTS
+#define SUSPECTS 16384 /* sources that met a closed port; power of two */
+#endif
+#define SUSPECT_WAYS 4
+#define SUSPECT_SETS (SUSPECTS / SUSPECT_WAYS)
+#define SUSPECT_SLOTS 16 /* closed ports remembered of each; power of two */
+#define OFFENDERS 16384
+#define RULES 8 /* that block; power of two */
+/* Blocks of one source that may double the next one; where they may last for ever, the eleventh does. */
+#define DOUBLINGS 16
+#define DOUBLINGS_FOREVER 10
+#define PORT_BYTES 8192 /* a bit for each port */
 #ifndef FOLDS
 #define FOLDS 2048 /* per level, of both generations */
 #endif
@@ -28,9 +40,20 @@ enum family { FAMILY_IPV4, FAMILY_IPV6, FAMILIES };
 
 enum drop_reason { DROP_SCAN, DROP_LIST, DROP_REASONS };
 
+struct rule { /* so many distinct ports within the window */
+	__u64 window_ns;
+	__u32 ports;
+	__u32 closed; /* 1: closed ports alone count, at most SUSPECT_SLOTS of them */
+};
+
 struct settings {
 	__u64 window_ns;
-	__u64 block_ns; /* 0: forever */
+	__u64 block_ns; /* the longest block; 0: forever */
+	__u64 first_ns; /* of a source that has not been blocked before; 0: forever */
+	__u64 open_ns; /* of a scan that no rule matches: there is no closed port to show for it; 0: forever */
+	__u64 forget_ns; /* after its last block a source counts as new again */
+	__u64 keep_ns; /* the longest window over all ports */
+	__u64 suspect_ns; /* the longest window of a rule that counts closed ports; 0: there is none */
 	__u64 fold_interval_ns; /* between two single records; 0: never fold */
 	__u64 fold_burst_ns; /* burst * interval */
 	__u64 seed; /* of the tracker's hash; secret */
@@ -39,7 +62,10 @@ struct settings {
 	__u32 ports; /* 2..SCAN_SLOTS */
 	__u32 observe;
 	__u32 generation; /* 0 or 1: which fold counters are being written */
-	__u32 reserved;
+	__u32 count_closed; /* closed ports alone make a scan */
+	__u32 storm; /* blocks in a minute above which no more are made; 0: no limit */
+	__u32 rule_count;
+	struct rule rules[RULES];
 };
 
 enum attachment_flag {
@@ -50,6 +76,7 @@ enum attachment_flag {
 
 struct attachment {
 	__u64 fold_ns; /* GCRA's theoretical arrival time; advisory, so updated without a lock */
+	__u64 probe_ns; /* the same of probes */
 	__u32 ifindex;
 	__u16 id; /* index into `counters` */
 	__u8 flags; /* enum attachment_flag */
@@ -65,10 +92,15 @@ struct counters {
 	__u64 lost[FAMILIES]; /* no room in the ring `connections` */
 	__u64 would_drop[FAMILIES]; /* observe: recorded or folded, and would have been dropped */
 	__u64 scans[FAMILIES];
+	__u64 probes[FAMILIES]; /* segments that no connection has, dropped in enforce */
+	__u64 probes_untold[FAMILIES]; /* of them: beyond the rate of single records, or no room in the ring */
 	__u64 malformed[MALFORMED_REASONS];
 	__u64 ignored[IGNORED_REASONS];
 	__u64 evicted; /* trackers replaced inside their window */
+	__u64 suspects_evicted; /* the same of suspects, inside the longest window of a rule */
+	__u64 blocked; /* blocks made or prolonged */
 	__u64 refused; /* blocks that found the table full */
+	__u64 frozen; /* blocks not made in a storm of them */
 	__u64 alerts_lost; /* no room in the ring `alerts` */
 };
 
@@ -107,17 +139,56 @@ struct block { /* of a source that scanned; what people block stands in `sources
 	__u32 reserved;
 };
 
-struct tracker {
+/* A port and when it was last reached: time (CLOCK_BOOTTIME, low bits cut) | closed | port. */
+#define SLOT_TIME (~0x1ffffULL)
+#define SLOT_CLOSED 0x10000ULL
+
+struct way { /* of a set: whom it remembers */
 	union address saddr;
 	__u64 last_ns; /* 0: free */
-	__u64 blocked_ns; /* when a scan was completed here; see track() */
-	__u64 slots[SCAN_SLOTS]; /* newest first: time (CLOCK_BOOTTIME, low 16 bits cut) | port */
+};
+
+struct tracker {
+	struct way of;
+	__u64 blocked_ns; /* when a block was earned here; see track() */
+	__u64 scan_ns; /* of the last scan, low bits cut: what came till then counts no more for the next */
+	__u32 count; /* of slots in use */
+	__u32 reserved;
+	__u64 slots[SCAN_SLOTS]; /* newest first */
 };
 
 struct tracker_set {
 	struct bpf_spin_lock lock;
 	__u32 reserved;
 	struct tracker ways[TRACKER_WAYS];
+};
+
+struct suspect {
+	struct way of;
+	__u32 count;
+	__u32 reserved;
+	__u64 slots[SUSPECT_SLOTS]; /* closed ports, newest first */
+};
+
+struct suspect_set {
+	struct bpf_spin_lock lock;
+	__u32 reserved;
+	struct suspect ways[SUSPECT_WAYS];
+};
+
+struct offender { /* of a source that was blocked by a rule; the table forgets those blocked longest ago */
+	__u64 until_ns; /* of its last block */
+	__u64 count;
+};
+
+struct storm { /* of blocks; a limit on volume, so updated without a lock */
+	__u64 since_ns; /* begin of the minute that is counted */
+	__u64 count;
+};
+
+struct known_ports { /* by configuration; the bit of port 9 is bit 1 of byte 1 */
+	__u8 open[PORT_BYTES];
+	__u8 honeypot[PORT_BYTES];
 };
 
 struct option_bytes { /* per CPU: scratch of the header walk */

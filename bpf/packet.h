@@ -23,10 +23,14 @@
 #endif
 #define HEADER_BYTES_MAX 0x3fff /* of all headers together; what the verifier can follow */
 
-#define TCP_FLAG_BITS 0x17 /* ACK, RST, SYN, FIN */
-#define TCP_SYN_ONLY 0x02
+#define TCP_FIN 0x01
+#define TCP_SYN 0x02
+#define TCP_RST 0x04
+#define TCP_ACK 0x10
+#define TCP_FLAGS 0x3f /* without ECE and CWR */
 #define TCP_START_BYTES 14 /* up to and with the flags */
 #define FRAGMENT_START_BYTES 16 /* the same in a first fragment: Linux cuts it to a multiple of 8 */
+#define FRAGMENT_LEAST_BYTES 8 /* of any first fragment: the ports are in it */
 
 /* Names in packetwatch/metricnames.py, in this order. */
 enum malformed {
@@ -53,7 +57,7 @@ enum ignored {
 
 enum walk {
 	WALK_OTHER, /* no new TCP connection */
-	WALK_SYN,
+	WALK_SYN, /* or, where packet.probe says so, a segment that no connection has */
 	WALK_MALFORMED, /* packet.reason is an enum malformed */
 	WALK_IGNORED, /* packet.reason is an enum ignored */
 	WALK_OPTIONS, /* WALK_SYN, unless judge_options() says otherwise */
@@ -74,6 +78,9 @@ struct packet {
 	__u8 reason;
 	__u8 options_off; /* of IPv4 options, from the start of the frame */
 	__u8 options_bytes; /* 0..40 */
+	__u8 probe; /* neither SYN alone, nor with ACK or RST: no sender of TCP makes it */
+	__u8 tiny; /* a first fragment that ends before the TCP flags, which no stack sends either: a probe */
+	__u8 tcp_flags;
 #ifdef REPLAY
 	union address source; /* as the frame has it; saddr is whom the tables know, see tell_hosts_apart() */
 #endif
@@ -120,9 +127,39 @@ static __always_inline int is_vlan(__be16 proto)
 	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
 }
 
-static __always_inline int opens_connection(const struct tcp_start *tcp)
+/*
+ * Comparisons of small numbers that are no branches, of which each doubles the verifier's ways.
+ * Newer clangs know what such a subtraction means: the barriers keep it from them.
+ */
+static __always_inline __u64 is_negative(__u64 x)
 {
-	return (tcp->flags & TCP_FLAG_BITS) == TCP_SYN_ONLY;
+	barrier_var(x);
+	x >>= 63;
+	barrier_var(x);
+	return x;
+}
+
+static __always_inline __u64 equal(__u64 a, __u64 b)
+{
+	return is_negative((a ^ b) - 1);
+}
+
+static __always_inline __u64 below(__u64 a, __u64 b)
+{
+	return is_negative(a - b);
+}
+
+/* SYN alone opens one; other segments without ACK and RST belong to none. */
+static __always_inline int is_of_connection(const struct tcp_start *tcp)
+{
+	return tcp->flags & (TCP_ACK | TCP_RST);
+}
+
+static __always_inline void take_flags(const struct tcp_start *tcp, struct packet *p)
+{
+	p->tcp_flags = tcp->flags & TCP_FLAGS;
+	p->probe = equal(tcp->flags & (TCP_SYN | TCP_FIN), TCP_SYN) ^ 1;
+	p->tiny = 0;
 }
 
 /* segment: bytes of the TCP segment as the IP header states them. */
@@ -146,28 +183,6 @@ static __always_inline enum walk take_ports(const struct tcp_start *tcp, __u32 s
 #define IP_OPTION_LOOSE_ROUTE 131
 #define IP_OPTION_STRICT_ROUTE 137
 #define IP_OPTION_ROUTER_ALERT 148
-
-/*
- * Comparisons of small numbers that are no branches, of which each doubles the verifier's ways.
- * Newer clangs know what such a subtraction means: the barriers keep it from them.
- */
-static __always_inline __u64 is_negative(__u64 x)
-{
-	barrier_var(x);
-	x >>= 63;
-	barrier_var(x);
-	return x;
-}
-
-static __always_inline __u64 equal(__u64 a, __u64 b)
-{
-	return is_negative((a ^ b) - 1);
-}
-
-static __always_inline __u64 below(__u64 a, __u64 b)
-{
-	return is_negative(a - b);
-}
 
 /* Whether a host drops for what the option holds; `seen` remembers those that may stand there once. */
 static __always_inline __u64 is_bad_option(__u64 kind, __u64 length, __u64 pointer, __u64 last, __u64 *seen)
@@ -215,6 +230,36 @@ static __always_inline enum walk judge_options(const __u8 *o, struct packet *p)
 	return bad ? malformed(p, MALFORMED_IP_OPTIONS) : WALK_SYN;
 }
 
+static __always_inline void take_ipv4(const struct iphdr *ip, __u64 off, __u32 header, struct packet *p)
+{
+	p->ipv6 = *(__u8 *)ip >> 5 & 1;
+	p->saddr.halves[0] = 0;
+	p->saddr.words[2] = bpf_htonl(0xffff);
+	p->saddr.words[3] = ip->saddr;
+	p->daddr.halves[0] = 0;
+	p->daddr.words[2] = bpf_htonl(0xffff);
+	p->daddr.words[3] = ip->daddr;
+	p->options_off = off + sizeof(*ip);
+	p->options_bytes = header - sizeof(*ip);
+}
+
+/* A first fragment with the ports and without the flags: whatever follows, it is a probe. */
+static __always_inline enum walk walk_tiny(void *data, void *data_end, __u64 off, __u32 header, struct packet *p)
+{
+	struct iphdr *ip = data + off;
+	__be16 *ports = data + off + header;
+
+	p->reason = MALFORMED_FRAGMENT;
+	if (bpf_ntohs(ip->tot_len) < header + FRAGMENT_LEAST_BYTES || (void *)(ports + 2) > data_end)
+		return WALK_MALFORMED;
+	p->sport = ports[0];
+	p->dport = ports[1];
+	p->tcp_flags = 0;
+	p->probe = p->tiny = 1;
+	take_ipv4(ip, off, header, p);
+	return p->options_bytes ? WALK_OPTIONS : WALK_SYN;
+}
+
 static __always_inline enum walk walk_ipv4(void *data, void *data_end, __u64 off, struct packet *p)
 {
 	struct iphdr *ip = data + off;
@@ -235,15 +280,15 @@ static __always_inline enum walk walk_ipv4(void *data, void *data_end, __u64 off
 	header = ip->ihl * 4;
 	total = bpf_ntohs(ip->tot_len);
 	frag &= 0x2000;
+	frame = data_end - data;
 	if (frag && total < header + FRAGMENT_START_BYTES)
-		return malformed(p, MALFORMED_FRAGMENT);
+		return walk_tiny(data, data_end, off, header, p);
 	tcp = data + off + header;
 	if ((void *)(tcp + 1) > data_end)
 		return malformed(p, MALFORMED_TRUNCATED);
-	if (!opens_connection(tcp))
+	if (is_of_connection(tcp))
 		return WALK_OTHER;
 
-	frame = data_end - data;
 	if (total < header + TCP_START_BYTES)
 		return malformed(p, MALFORMED_IP_HEADER);
 	if (off + total > frame)
@@ -251,15 +296,8 @@ static __always_inline enum walk walk_ipv4(void *data, void *data_end, __u64 off
 	verdict = take_ports(tcp, total - header, frag, p);
 	if (verdict != WALK_SYN)
 		return verdict;
-	p->ipv6 = *(__u8 *)ip >> 5 & 1;
-	p->saddr.halves[0] = 0;
-	p->saddr.words[2] = bpf_htonl(0xffff);
-	p->saddr.words[3] = ip->saddr;
-	p->daddr.halves[0] = 0;
-	p->daddr.words[2] = bpf_htonl(0xffff);
-	p->daddr.words[3] = ip->daddr;
-	p->options_off = off + sizeof(*ip);
-	p->options_bytes = header - sizeof(*ip);
+	take_flags(tcp, p);
+	take_ipv4(ip, off, header, p);
 	return p->options_bytes ? WALK_OPTIONS : WALK_SYN;
 }
 
@@ -320,7 +358,7 @@ static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off
 	tcp = data + off;
 	if ((void *)(tcp + 1) > data_end)
 		return malformed(p, MALFORMED_TRUNCATED);
-	if (!opens_connection(tcp))
+	if (is_of_connection(tcp))
 		return WALK_OTHER;
 
 	if (ip->version != 6 || off + TCP_START_BYTES > end)
@@ -330,6 +368,7 @@ static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off
 	p->ipv6 = *(__u8 *)ip >> 5 & 1;
 	__builtin_memcpy(&p->saddr, &ip->saddr, sizeof(p->saddr));
 	__builtin_memcpy(&p->daddr, &ip->daddr, sizeof(p->daddr));
+	take_flags(tcp, p);
 	return take_ports(tcp, end - off, fragment & 1, p);
 }
 

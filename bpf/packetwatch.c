@@ -1,6 +1,6 @@
 /* SPDX-License-Identifier: GPL-2.0-only */
 /*
- * Every map and every map operation: local? -> block -> allow -> track -> judge -> emit.
+ * Every map and every map operation: local? -> block -> allow -> open? -> track -> judge -> emit.
  * bcc rewrites map methods in the main file only, so they all stand here.
  */
 #include "packet.h"
@@ -20,11 +20,16 @@ BPF_F_TABLE("lpm_trie", struct prefix_key, struct source, sources, PREFIXES, BPF
 BPF_ARRAY(marks, struct marks, 1);
 BPF_TABLE("hash", union address, struct block, blocks, BLOCKS);
 BPF_ARRAY(trackers, struct tracker_set, TRACKER_SETS);
+BPF_ARRAY(suspects, struct suspect_set, SUSPECT_SETS);
+BPF_TABLE("lru_hash", union address, struct offender, offenders, OFFENDERS);
+BPF_ARRAY(storm, struct storm, 1);
+BPF_ARRAY(known_ports, struct known_ports, 1);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_source, FOLDS);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_port, FOLDS);
 BPF_PERCPU_ARRAY(folds_by_interface, struct fold, ATTACHMENTS * 2);
 BPF_PERCPU_ARRAY(options, struct option_bytes, 1);
 BPF_RINGBUF_OUTPUT(connections, CONNECTIONS_PAGES);
+BPF_RINGBUF_OUTPUT(probes, PROBES_PAGES);
 BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 
 #ifndef NOW_NS
@@ -40,8 +45,10 @@ BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 #define BLOCK_RACE_NS 100000000ULL
 /* How long it may be that the block is not written yet; afterwards people have removed it. */
 #define BLOCK_WRITE_NS 1000000ULL
+#define MINUTE_NS 60000000000ULL
+#define LISTEN 10 /* BPF_TCP_LISTEN */
 
-enum verdict { VERDICT_PASS, VERDICT_SCAN, VERDICT_BLOCKED, VERDICT_LISTED, VERDICT_MARTIAN };
+enum verdict { VERDICT_PASS, VERDICT_ALERT, VERDICT_BLOCKED, VERDICT_LISTED, VERDICT_MARTIAN, VERDICT_FLOW };
 
 struct judgement {
 	struct settings *set;
@@ -267,9 +274,9 @@ static __always_inline void fold_connection(const struct packet *p, const struct
 }
 
 /* GCRA. Two CPUs may both pass one gap: the rate is a limit on volume, no count depends on it. */
-static __always_inline int is_over_rate(const struct judgement *j)
+static __always_inline int is_over_rate(const struct judgement *j, __u64 *arrival)
 {
-	__u64 interval = j->set->fold_interval_ns, due = j->at->fold_ns;
+	__u64 interval = j->set->fold_interval_ns, due = *arrival;
 
 	if (!interval)
 		return 0;
@@ -278,8 +285,21 @@ static __always_inline int is_over_rate(const struct judgement *j)
 	due += interval;
 	if (due - j->now > j->set->fold_burst_ns)
 		return 1;
-	j->at->fold_ns = due;
+	*arrival = due;
 	return 0;
+}
+
+static __always_inline void fill_event(struct connection_event *event, const struct packet *p,
+				       const struct judgement *j)
+{
+	event->boot_ns = j->now;
+	__builtin_memcpy(event->saddr, SOURCE_OF(p), sizeof(event->saddr));
+	__builtin_memcpy(event->daddr, &p->daddr, sizeof(event->daddr));
+	event->sport = p->sport;
+	event->dport = p->dport;
+	event->attachment = j->at->id;
+	event->flags = j->flags;
+	event->tcp_flags = p->tcp_flags;
 }
 
 static __always_inline void record_connection(const struct packet *p, const struct judgement *j)
@@ -287,7 +307,7 @@ static __always_inline void record_connection(const struct packet *p, const stru
 	struct connection_event *event;
 	__u64 wakeup;
 
-	if (is_over_rate(j)) {
+	if (is_over_rate(j, &j->at->fold_ns)) {
 		fold_connection(p, j);
 		return;
 	}
@@ -296,22 +316,74 @@ static __always_inline void record_connection(const struct packet *p, const stru
 		j->count->lost[j->family]++;
 		return;
 	}
-	event->boot_ns = j->now;
-	__builtin_memcpy(event->saddr, SOURCE_OF(p), sizeof(event->saddr));
-	__builtin_memcpy(event->daddr, &p->daddr, sizeof(event->daddr));
-	event->sport = p->sport;
-	event->dport = p->dport;
-	event->attachment = j->at->id;
-	event->flags = j->flags;
-	event->reserved = 0;
+	fill_event(event, p, j);
 	j->count->recorded[j->family]++;
 	wakeup = j->count->recorded[j->family] & j->set->wakeup_mask ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP;
 	connections.ringbuf_submit(event, wakeup);
 }
 
+/* Probes have a ring of their own: they are no connections, and the account of those is not theirs. */
+static __always_inline void record_probe(const struct packet *p, const struct judgement *j)
+{
+	struct connection_event *event;
+
+	j->count->probes[j->family]++;
+	event = is_over_rate(j, &j->at->probe_ns) ? 0 : probes.ringbuf_reserve(sizeof(*event));
+	if (!event) {
+		j->count->probes_untold[j->family]++;
+		return;
+	}
+	fill_event(event, p, j);
+	probes.ringbuf_submit(event, 0);
+}
+
 /*
- * A block that is in force stays as it is, and its end is told; a full table refuses. Returns an
- * enum alert_block.
+ * Nearly any address can be forged into a scan, so a great many new blocks at once are no great
+ * many scanners: from then on until the minute is over nobody else is blocked.
+ */
+static __always_inline int is_storm(const struct judgement *j)
+{
+	int zero = 0;
+	struct storm *minute = storm.lookup(&zero);
+
+	if (!minute || !j->set->storm)
+		return 0;
+	if (j->now - minute->since_ns >= MINUTE_NS) {
+		minute->since_ns = j->now;
+		minute->count = 0;
+	}
+	lock_xadd(&minute->count, 1);
+	return minute->count > j->set->storm;
+}
+
+static __always_inline __u64 doubled(__u64 length, __u64 times, __u64 most)
+{
+	return length > most >> times ? most : length << times;
+}
+
+/* The end of a block by a rule: twice as long each time, until the source has been quiet. 0: forever. */
+static __always_inline __u64 end_of_block(const struct packet *p, const struct judgement *j)
+{
+	__u64 most = j->set->block_ns, length = j->set->first_ns, times = 0;
+	union address key = p->saddr;
+	struct offender now = { .count = 1 }, *before = offenders.lookup(&key);
+
+	if (before &&
+	    (!before->until_ns || j->now - before->until_ns < j->set->forget_ns || j->now < before->until_ns)) {
+		times = before->count < DOUBLINGS ? before->count : DOUBLINGS;
+		now.count = times + 1;
+	}
+	if (!length || (!most && times >= DOUBLINGS_FOREVER))
+		now.until_ns = 0;
+	else
+		now.until_ns = j->now + doubled(length, times, most ? most : ~0ULL >> 1);
+	offenders.update(&key, &now);
+	return now.until_ns;
+}
+
+/*
+ * A block that is in force and lasts longer stays as it is, and its end is told; a full table
+ * refuses. Returns an enum alert_block.
  */
 static __always_inline __u8 block_source(const struct packet *p, const struct judgement *j, __u64 *until_ns)
 {
@@ -320,16 +392,20 @@ static __always_inline __u8 block_source(const struct packet *p, const struct ju
 	struct block *old;
 
 	if (!blocks.insert(&key, &fresh))
-		return ALERT_BLOCKED;
+		goto blocked;
 	old = blocks.lookup(&key);
 	if (!old) {
 		j->count->refused++;
 		return ALERT_REFUSED;
 	}
-	if (in_force(old->until_ns, j->now))
-		*until_ns = old->until_ns;
-	else
+	if (!in_force(old->until_ns, j->now))
 		blocks.update(&key, &fresh);
+	else if (old->until_ns && (!*until_ns || old->until_ns < *until_ns))
+		old->until_ns = *until_ns;
+	else
+		*until_ns = old->until_ns;
+blocked:
+	j->count->blocked++;
 	return ALERT_BLOCKED;
 }
 
@@ -340,7 +416,8 @@ static __always_inline int is_blocked(const struct packet *p, const struct judge
 
 	if (!block || !in_force(block->until_ns, j->now))
 		return 0;
-	lock_xadd(&block->dropped, 1);
+	if (!p->probe)
+		lock_xadd(&block->dropped, 1);
 	return 1;
 }
 
@@ -352,111 +429,161 @@ static __always_inline void count_late_drop(const struct packet *p, const struct
 
 	if (is_blocked(p, j) || j->now > blocked_ns + BLOCK_WRITE_NS)
 		return;
-	if (j->set->block_ns)
-		fresh.until_ns = blocked_ns + j->set->block_ns;
+	if (j->set->open_ns)
+		fresh.until_ns = blocked_ns + j->set->open_ns; /* the other CPU prolongs it */
 	if (blocks.insert(&key, &fresh))
 		is_blocked(p, j);
 }
 
-static __always_inline struct tracker *choose_way(struct tracker_set *set, const struct packet *p)
+/*
+ * The source's own way of a set, else the one that has been silent longest. Its place is blurred:
+ * for the verifier what follows is one way, not one for each place.
+ */
+static __always_inline void *choose_way(void *ways, __u32 size, __u32 count, const struct packet *p)
 {
-	struct tracker *oldest = &set->ways[0];
+	struct way *oldest = ways;
+	__u64 place = 0;
 
 #pragma unroll
-	for (int i = 0; i < TRACKER_WAYS; i++) {
-		struct tracker *way = &set->ways[i];
+	for (int i = 0; i < count; i++) {
+		struct way *way = ways + i * size;
 
-		if (way->saddr.halves[0] == p->saddr.halves[0] && way->saddr.halves[1] == p->saddr.halves[1])
-			return way;
-		if (way->last_ns < oldest->last_ns)
+		if (way->saddr.halves[0] == p->saddr.halves[0] && way->saddr.halves[1] == p->saddr.halves[1]) {
+			place = i;
+			break;
+		}
+		if (way->last_ns < oldest->last_ns) {
 			oldest = way;
+			place = i;
+		}
 	}
-	return oldest;
+	return ways + (blur(place, p->dport) & (count - 1)) * size;
+}
+
+static __always_inline int is_anothers(const struct way *way, const struct packet *p)
+{
+	return way->saddr.halves[0] != p->saddr.halves[0] || way->saddr.halves[1] != p->saddr.halves[1];
 }
 
 /*
- * The rule: a move-to-front list of (last time, port), newest first, ended by a 0. Shifting stops
- * at the same port, at the end, or at a port that has left the window (all behind it have too):
- * where it stops is the number of distinct ports inside the window. Returns that number.
+ * A list of distinct ports, the one reached last in front. Shifting stops at the same port, at the
+ * end, or at a port that has left the window (all behind it have, too). Returns the new count.
+ * The n-th slot then tells when n distinct ports were last reached within a window.
  */
-static __always_inline __u32 move_to_front(struct tracker *way, __u64 now, __u16 port, __u64 window)
+static __always_inline __u32 move_to_front(__u64 *slots, __u32 size, __u32 count, __u64 slot, __u64 window)
 {
-	__u64 carry;
+	__u64 carry = slot;
 
-	now &= ~0xffffULL;
-	carry = now | port;
-	for (int i = 0; i < SCAN_SLOTS; i++) {
-		__u64 old = way->slots[i];
+	for (__u32 i = 0; i < size; i++) {
+		__u64 old = slots[i];
 
-		way->slots[i] = carry;
-		if (!old || now - (old & ~0xffffULL) >= window) {
-			if (i + 1 < SCAN_SLOTS)
-				way->slots[i + 1] = 0;
+		slots[i] = carry;
+		if (i >= count || (slot & SLOT_TIME) - (old & SLOT_TIME) >= window)
 			return i + 1;
-		}
-		if ((__u16)old == port)
-			return i + 1;
+		if ((__u16)old == (__u16)slot)
+			return count;
 		carry = old;
 	}
-	return SCAN_SLOTS;
+	return size;
 }
 
-static __always_inline void copy_ports(__u16 *ports, const __u64 *slots, __u32 count)
+/*
+ * The tests of slots are without branches: each would double the verifier's ways through all that
+ * follows. Whether `ports` distinct ones were reached within the window, after `since`.
+ */
+static __always_inline __u64 has_reached(const __u64 *slots, __u32 size, __u64 count, __u64 ports, __u64 now,
+					 __u64 window, __u64 since)
 {
-	for (__u32 i = 0; i < SCAN_SLOTS; i++) {
-		__u32 at = i;
+	__u64 time = slots[(ports - 1) & (size - 1)] & SLOT_TIME;
 
-		barrier_var(at); /* else clang counts down from `count`, and the verifier has no bound */
-		if (i >= count)
-			break;
-		ports[at & (SCAN_SLOTS - 1)] = slots[at & (SCAN_SLOTS - 1)];
+	return below(ports - 1, count) & below(now - time, window) & below(since, time);
+}
+
+/* The first rule that these slots match, counted from 1, and its ports; RULE_NONE if there is none. */
+static __always_inline __u64 find_rule(const struct settings *set, __u64 closed, const __u64 *slots, __u32 size,
+				       __u64 count, __u64 now, __u64 *ports)
+{
+	__u64 found = RULE_NONE;
+
+	for (int i = RULES - 1; i >= 0; i--) {
+		const struct rule *rule = &set->rules[i];
+		__u64 hit = has_reached(slots, size, count, rule->ports, now, rule->window_ns, 0);
+
+		hit &= below(i, set->rule_count) & equal(rule->closed, closed);
+		found = (found & (hit - 1)) | ((i + 1) & -hit);
+		*ports = (*ports & (hit - 1)) | (rule->ports & -hit);
+	}
+	return found;
+}
+
+/*
+ * All of it, since the kernel takes no record with bytes that nobody wrote; and without a branch,
+ * of which each would make a way of its own through all that follows.
+ */
+static __always_inline void begin_alert(struct alert_event *alert, const __u64 *slots, __u32 size, __u32 count)
+{
+	__builtin_memset(alert, 0, sizeof(*alert));
+	alert->port_count = count;
+	for (__u32 i = 0; i < size; i++) {
+		__u64 slot = slots[i] & -below(i, count);
+
+		alert->ports[i] = slot;
+		alert->closed |= (slot / SLOT_CLOSED & 1) << i;
 	}
 }
 
 /*
- * The order between CPUs is that of the lock: a SYN that takes it after the one that completed
- * the scan is blocked even if the block has not reached `blocks` yet. Once that can no longer be
- * the reason, the block has ended or was removed, and the source starts afresh.
+ * The order between CPUs is that of the lock: a SYN that takes it after the one that earned a
+ * block is blocked even if the block has not reached `blocks` yet. Once that can no longer be the
+ * reason, the block has ended or was removed.
  */
 static __always_inline enum verdict track(const struct packet *p, const struct judgement *j, __u64 hash,
 					  struct alert_event *alert, __u64 *blocked_ns)
 {
 	int index = (hash >> 32) & (TRACKER_SETS - 1);
 	struct tracker_set *set = trackers.lookup(&index);
-	__u64 now = j->now, window = j->set->window_ns;
-	__u32 evicted = 0, reached;
+	__u64 now = j->now, tick, slot, count, scan, rule, ports = 0;
 	enum verdict verdict = VERDICT_PASS;
 	struct tracker *way;
+	__u32 evicted = 0;
 
 	if (!set)
 		return VERDICT_PASS;
+	slot = bpf_ntohs(p->dport) | (j->flags & EVENT_CLOSED ? SLOT_CLOSED : 0);
 	bpf_spin_lock(&set->lock);
-	way = choose_way(set, p);
-	if (way->saddr.halves[0] != p->saddr.halves[0] || way->saddr.halves[1] != p->saddr.halves[1]) {
-		evicted = way->last_ns && now - way->last_ns < window;
-		way->saddr = p->saddr;
-		way->last_ns = 0;
+	way = choose_way(set->ways, sizeof(set->ways[0]), TRACKER_WAYS, p);
+	if (is_anothers(&way->of, p)) {
+		evicted = way->of.last_ns && now - way->of.last_ns < j->set->window_ns;
+		way->of.saddr = p->saddr;
+		way->of.last_ns = 0;
 		way->blocked_ns = 0;
-		way->slots[0] = 0;
+		way->scan_ns = 0;
+		way->count = 0;
 	}
-	if (now < way->last_ns)
-		now = way->last_ns; /* this CPU read the clock before the other one did */
-	way->last_ns = now;
+	if (now < way->of.last_ns)
+		now = way->of.last_ns; /* this CPU read the clock before the other one did */
+	way->of.last_ns = now;
 	if (way->blocked_ns && now - way->blocked_ns < BLOCK_RACE_NS) {
 		verdict = VERDICT_BLOCKED;
 		*blocked_ns = way->blocked_ns;
 		goto unlock;
 	}
 	way->blocked_ns = 0;
-	reached = move_to_front(way, now, bpf_ntohs(p->dport), window);
-	if (reached >= j->set->ports) {
-		verdict = VERDICT_SCAN;
-		__builtin_memset(alert, 0, sizeof(*alert));
-		/* Read again: its comparison with `reached` taught the verifier another bound on each of 64 ways. */
-		copy_ports(alert->ports, way->slots, *(volatile __u32 *)&j->set->ports);
-		alert->port_count = j->set->ports;
-		way->slots[0] = 0;
+	tick = now & SLOT_TIME;
+	way->count = move_to_front(way->slots, SCAN_SLOTS, way->count, tick | slot, j->set->keep_ns);
+	/* Read again: what the shifting taught the verifier of it would make one way of each of 64. */
+	count = *(volatile __u32 *)&way->count;
+	scan = has_reached(way->slots, SCAN_SLOTS, count, j->set->ports, tick, j->set->window_ns, way->scan_ns);
+	rule = find_rule(j->set, 0, way->slots, SCAN_SLOTS, count, tick, &ports);
+	if (scan | rule) {
+		verdict = VERDICT_ALERT;
+		ports = (ports & (scan - 1)) | (j->set->ports & -scan);
+		begin_alert(alert, way->slots, SCAN_SLOTS, ports);
+		alert->flags = scan * EVENT_SCAN;
+		alert->rule = rule;
 		way->blocked_ns = now;
+		way->scan_ns = (way->scan_ns & (scan - 1)) | (tick & -scan);
+		way->count = count & -equal(rule, RULE_NONE);
 	}
 unlock:
 	bpf_spin_unlock(&set->lock);
@@ -464,12 +591,62 @@ unlock:
 	return verdict;
 }
 
+/* Of a source that met a closed port: those it has met in the longest window of a rule. */
+static __always_inline enum verdict suspect(const struct packet *p, const struct judgement *j, __u64 hash,
+					    enum verdict verdict, struct alert_event *alert)
+{
+	int index = (hash >> 32) & (SUSPECT_SETS - 1);
+	struct suspect_set *set = suspects.lookup(&index);
+	__u64 now = j->now, tick, count, rule, ports = 0;
+	struct suspect *way;
+	__u32 evicted = 0;
+
+	if (!set)
+		return verdict;
+	bpf_spin_lock(&set->lock);
+	way = choose_way(set->ways, sizeof(set->ways[0]), SUSPECT_WAYS, p);
+	if (is_anothers(&way->of, p)) {
+		evicted = way->of.last_ns && now - way->of.last_ns < j->set->suspect_ns;
+		way->of.saddr = p->saddr;
+		way->of.last_ns = 0;
+		way->count = 0;
+	}
+	if (now < way->of.last_ns)
+		now = way->of.last_ns;
+	way->of.last_ns = now;
+	tick = now & SLOT_TIME;
+	way->count = move_to_front(way->slots, SUSPECT_SLOTS, way->count, tick | SLOT_CLOSED | bpf_ntohs(p->dport),
+				   j->set->suspect_ns);
+	count = *(volatile __u32 *)&way->count;
+	rule = find_rule(j->set, 1, way->slots, SUSPECT_SLOTS, count, tick, &ports);
+	if (rule) {
+		way->count = 0;
+		if (verdict != VERDICT_ALERT)
+			begin_alert(alert, way->slots, SUSPECT_SLOTS, ports);
+		alert->rule = rule;
+		verdict = VERDICT_ALERT;
+	}
+	bpf_spin_unlock(&set->lock);
+	j->count->suspects_evicted += evicted;
+	return verdict;
+}
+
 /* The first thing after a scan: until the block stands, other CPUs have only the tracker to go by. */
 static __always_inline void block_scanner(const struct packet *p, const struct judgement *j, struct alert_event *alert)
 {
-	alert->until_ns = j->set->block_ns ? j->now + j->set->block_ns : 0;
+	if (alert->flags & EVENT_SCAN)
+		j->count->scans[j->family]++;
+	alert->until_ns = 0;
+	if (is_storm(j)) {
+		alert->block = ALERT_FROZEN;
+		j->count->frozen++;
+		return;
+	}
+	if (alert->rule)
+		alert->until_ns = end_of_block(p, j);
+	else if (j->set->open_ns)
+		alert->until_ns = j->now + j->set->open_ns;
 	alert->block = block_source(p, j, &alert->until_ns);
-	j->count->scans[j->family]++;
 }
 
 static __always_inline void raise_alert(const struct packet *p, const struct judgement *j, struct alert_event *alert)
@@ -478,18 +655,67 @@ static __always_inline void raise_alert(const struct packet *p, const struct jud
 	__builtin_memcpy(alert->saddr, SOURCE_OF(p), sizeof(alert->saddr));
 	__builtin_memcpy(alert->daddr, &p->daddr, sizeof(alert->daddr));
 	alert->attachment = j->at->id;
-	alert->flags = j->flags | (j->set->observe ? EVENT_WOULD_DROP : 0);
+	alert->flags |= (j->flags & EVENT_IPV6) | (j->set->observe ? EVENT_WOULD_DROP : 0);
 	if (alerts.ringbuf_output(alert, sizeof(*alert), 0))
 		j->count->alerts_lost++;
 }
 
-/* Blocks come before the lists: user space takes every source that is allowed out of `blocks`. */
-static __always_inline enum verdict judge(const struct packet *p, struct judgement *j, struct alert_event *alert,
-					  __u64 *blocked_ns)
+/*
+ * What the host's stack has for the segment: EVENT_OPEN where a listener would take it, or people
+ * say that something else does; EVENT_CLOSED where nothing would; 0 where a connection has it already.
+ */
+static __always_inline __u8 port_state(struct xdp_md *ctx, const struct packet *p, const struct known_ports *known)
 {
+	struct bpf_sock_tuple tuple;
+	struct bpf_sock *socket;
+	__u64 state = 0, found, listens;
+	__u32 size;
+
+	if (known && is_marked(known->open, bpf_ntohs(p->dport)))
+		return EVENT_OPEN;
+#ifdef REPLAY
+	return replay_port_state(ctx);
+#endif
+	if (p->ipv6) {
+		size = sizeof(tuple.ipv6);
+		__builtin_memcpy(tuple.ipv6.saddr, &p->saddr, sizeof(tuple.ipv6.saddr));
+		__builtin_memcpy(tuple.ipv6.daddr, &p->daddr, sizeof(tuple.ipv6.daddr));
+		tuple.ipv6.sport = p->sport;
+		tuple.ipv6.dport = p->dport;
+	} else {
+		size = sizeof(tuple.ipv4);
+		tuple.ipv4.saddr = p->saddr.words[3];
+		tuple.ipv4.daddr = p->daddr.words[3];
+		tuple.ipv4.sport = p->sport;
+		tuple.ipv4.dport = p->dport;
+	}
+	socket = bpf_skc_lookup_tcp(ctx, &tuple, size, BPF_F_CURRENT_NETNS, 0);
+	if (socket) {
+		state = socket->state;
+		bpf_sk_release(socket);
+	}
+	/* One way on from here, not one per answer. */
+	listens = equal(state, LISTEN) | (p->probe ^ 1);
+	found = below(0, state);
+	return (found ^ 1) * EVENT_CLOSED | (found & listens) * EVENT_OPEN;
+}
+
+/* Blocks come before the lists: user space takes every source that is allowed out of `blocks`. */
+static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packet *p, struct judgement *j,
+					  struct alert_event *alert, __u64 *blocked_ns)
+{
+	enum verdict verdict = VERDICT_PASS;
+	struct known_ports *known;
 	struct source *source;
+	int zero = 0;
 	__u64 hash;
 
+	known = known_ports.lookup(&zero);
+	if (p->probe) {
+		j->flags |= port_state(ctx, p, known);
+		if (!(j->flags & (EVENT_OPEN | EVENT_CLOSED)))
+			return VERDICT_FLOW;
+	}
 	if (is_blocked(p, j))
 		return VERDICT_BLOCKED;
 	hash = hash_of(&p->saddr, j->set->seed);
@@ -497,48 +723,74 @@ static __always_inline enum verdict judge(const struct packet *p, struct judgeme
 	if (source) {
 		if (source->flags & SOURCE_OWN && !(j->at->flags & ATTACHMENT_LOOPBACK))
 			return VERDICT_MARTIAN;
-		if (source->flags & SOURCE_ALLOW) {
-			j->flags |= EVENT_ALLOWED;
-			return VERDICT_PASS;
-		}
-		if (source->flags & SOURCE_BLOCK && in_force(source->until_ns, j->now)) {
+		if (source->flags & SOURCE_BLOCK && in_force(source->until_ns, j->now) &&
+		    !(source->flags & SOURCE_ALLOW)) {
 			lock_xadd(&source->dropped, 1);
 			return VERDICT_LISTED;
 		}
 	}
-	return track(p, j, hash, alert, blocked_ns);
+	if (!p->probe)
+		j->flags |= port_state(ctx, p, known);
+	if (source && source->flags & SOURCE_ALLOW) {
+		j->flags |= EVENT_ALLOWED;
+		return VERDICT_PASS;
+	}
+	if (j->flags & EVENT_CLOSED || !j->set->count_closed)
+		verdict = track(p, j, hash, alert, blocked_ns);
+	if (verdict == VERDICT_BLOCKED)
+		return verdict;
+	if (j->flags & EVENT_CLOSED && j->set->suspect_ns)
+		verdict = suspect(p, j, hash, verdict, alert);
+	if (known && is_marked(known->honeypot, bpf_ntohs(p->dport))) {
+		if (verdict != VERDICT_ALERT) {
+			__u64 slot = bpf_ntohs(p->dport) | (j->flags & EVENT_CLOSED ? SLOT_CLOSED : 0);
+
+			begin_alert(alert, &slot, 1, 1);
+		}
+		alert->rule = RULE_HONEYPOT;
+		verdict = VERDICT_ALERT;
+	}
+	return verdict;
 }
 
-static __always_inline int act(const struct packet *p, struct judgement *j)
+static __always_inline int act(struct xdp_md *ctx, const struct packet *p, struct judgement *j)
 {
 	struct alert_event alert;
 	__u64 blocked_ns = 0;
 	enum verdict verdict;
+	int drop;
 
-	verdict = judge(p, j, &alert, &blocked_ns);
+	verdict = judge(ctx, p, j, &alert, &blocked_ns);
+	if (verdict == VERDICT_FLOW)
+		return XDP_PASS;
 	if (verdict == VERDICT_MARTIAN) {
-		j->count->ignored[IGNORED_MARTIAN]++;
+		j->count->ignored[IGNORED_MARTIAN] += !p->probe;
 		return XDP_PASS;
 	}
-	j->count->syns[j->family]++;
-	if (verdict == VERDICT_SCAN)
+	j->count->syns[j->family] += !p->probe;
+	if (verdict == VERDICT_ALERT)
 		block_scanner(p, j, &alert);
-	if (blocked_ns)
+	if (blocked_ns && !p->probe)
 		count_late_drop(p, j, blocked_ns);
-	if (verdict == VERDICT_BLOCKED || verdict == VERDICT_LISTED) {
-		if (!j->set->observe) {
-			__u32 reason = verdict == VERDICT_LISTED ? DROP_LIST : DROP_SCAN;
-
-			j->count->dropped[reason * FAMILIES + j->family]++;
-			return XDP_DROP;
-		}
-		j->count->would_drop[j->family]++;
+	drop = verdict == VERDICT_BLOCKED || verdict == VERDICT_LISTED;
+	if (p->probe)
+		drop = !(j->flags & EVENT_ALLOWED);
+	if (drop && j->set->observe) {
+		j->count->would_drop[j->family] += !p->probe;
 		j->flags |= EVENT_WOULD_DROP;
+	} else if (drop && !p->probe) {
+		__u32 reason = verdict == VERDICT_LISTED ? DROP_LIST : DROP_SCAN;
+
+		j->count->dropped[reason * FAMILIES + j->family]++;
+		return XDP_DROP;
 	}
-	record_connection(p, j);
-	if (verdict == VERDICT_SCAN)
+	if (p->probe)
+		record_probe(p, j);
+	else
+		record_connection(p, j);
+	if (verdict == VERDICT_ALERT)
 		raise_alert(p, j, &alert);
-	return XDP_PASS;
+	return drop && !j->set->observe ? XDP_DROP : XDP_PASS;
 }
 
 static __always_inline void count_malformed(struct counters *count, __u8 reason)
@@ -578,16 +830,18 @@ int packetwatch(struct xdp_md *ctx)
 		j.count->ignored[IGNORED_SOURCE_ROUTE]++;
 		return XDP_PASS;
 	}
+	if (packet.tiny)
+		count_malformed(j.count, MALFORMED_FRAGMENT);
 	if (is_foreign_mac(ctx, j.at)) {
-		j.count->ignored[IGNORED_FOREIGN_MAC]++;
+		j.count->ignored[IGNORED_FOREIGN_MAC] += !packet.probe;
 		return XDP_PASS;
 	}
 	if ((packet.ipv6 && is_mapped(&packet.daddr)) || !is_local(&packet.daddr, j.set)) {
-		j.count->ignored[IGNORED_NOT_LOCAL]++;
+		j.count->ignored[IGNORED_NOT_LOCAL] += !packet.probe;
 		return XDP_PASS;
 	}
 	if (is_martian(&packet, j.at->flags & ATTACHMENT_LOOPBACK)) {
-		j.count->ignored[IGNORED_MARTIAN]++;
+		j.count->ignored[IGNORED_MARTIAN] += !packet.probe;
 		return XDP_PASS;
 	}
 #ifdef REPLAY
@@ -596,5 +850,5 @@ int packetwatch(struct xdp_md *ctx)
 	j.family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	j.flags = packet.ipv6 ? EVENT_IPV6 : 0;
 	j.now = NOW_NS();
-	return act(&packet, &j);
+	return act(ctx, &packet, &j);
 }

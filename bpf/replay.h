@@ -6,16 +6,10 @@
 #ifndef PACKETWATCH_REPLAY_H
 #define PACKETWATCH_REPLAY_H
 
-enum replay_port {
-	REPLAY_PORT_UNKNOWN = 0,
-	REPLAY_PORT_OPEN = 1,
-	REPLAY_PORT_CLOSED = 2,
-};
-
 struct replay_header {
 	__u64 now_ns; /* since 1970: the capture's time stands for CLOCK_BOOTTIME */
 	__u32 ifindex; /* of the attachment: BPF_PROG_TEST_RUN knows lo only, and before 5.14 nothing else */
-	__u8 port_state; /* enum replay_port, as the capture's answers tell */
+	__u8 port_state; /* EVENT_OPEN or EVENT_CLOSED, as the capture's answers tell; 0: they do not */
 	__u8 hosts; /* 1: each destination address is a host of its own */
 	__u16 reserved;
 };
@@ -34,7 +28,7 @@ static __always_inline struct replay_header read_header(struct xdp_md *ctx)
 	return *header;
 }
 
-/* What the host's stack would say of the destination port: stands for port_state(). */
+/* Of the destination port; port_state() asks the host's stack in its place. */
 static __always_inline __u8 replay_port_state(struct xdp_md *ctx)
 {
 	return read_header(ctx).port_state;

@@ -12,13 +12,13 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional, Union
 
 from packetwatch.address import shown
-from packetwatch.kinds import Bad, duration_text, size_text
+from packetwatch.kinds import Bad, duration_text, rule_text, size_text
 from packetwatch.settings import BY_KEY, ROWS, Row, Settings, changed, describe, dump, flag, needs_restart, parameter
 from packetwatch.settings import read, sample, texts, variable
 
 __all__ = [
     "Bad", "ConfigError", "Fault", "Row", "Settings", "changed", "describe", "dump", "duration_text", "flag", "load",
-    "needs_restart", "parameter", "read", "sample", "size_text", "texts", "variable",
+    "needs_restart", "parameter", "read", "rule_text", "sample", "size_text", "texts", "variable",
 ]
 
 FILE, ENVIRONMENT, COMMAND_LINE = range(3)

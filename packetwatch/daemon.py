@@ -173,7 +173,7 @@ class Daemon:
         self.selector.register(self._monitor.fileno(), selectors.EVENT_READ, self._on_netlink)
         if self._sessions.fileno() is not None:
             self.selector.register(self._sessions.fileno() or 0, selectors.EVENT_READ, self._on_sessions)
-        for ring in (self.resident.kernel.connections, self.resident.kernel.alerts):
+        for ring in self.resident.kernel.rings:
             self._rings.register(ring.fd, select.EPOLLIN | select.EPOLLET)
         self.selector.register(self._rings, selectors.EVENT_READ, lambda events: self._rings.poll(0))
 
@@ -426,14 +426,13 @@ class Daemon:
         """For a scrape; called from the metrics thread, which only reads."""
         r = self.resident
         total = r.ledger.total()
-        made = sum(total.counters.scans) - total.counters.refused
         return metrics.Snapshot(
             accounts=r.ledger.accounts(),
             total=total,
             attached={n: n in {a.name for a in r.attachments.by_index.values()} for n in r.attachments.wanted},
             modes={a.name: a.mode for a in r.attachments.by_index.values()},
             mode=r.mode,
-            blocks={"scan": max(0, made), "manual": r.blocks_by_hand},
+            blocks={"scan": total.counters.blocked, "manual": r.blocks_by_hand},
             blocked=r.blocked_now(),
             tables=r.tables(),
             sinks={sink.name: (sink.written, sink.refused) for sink in r.drain.sinks},

@@ -1,56 +1,143 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scan rule as a pure state machine: the oracle that the kernel program is tested against.
+"""The scan rule and the rules that block, as a pure state machine: the oracle of the kernel program.
 
 Written for exactness, not for a flood: its memory grows with the number of sources.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 
 from packetwatch import rules
 from packetwatch.address import Prefix
 
-#: The kernel packs time and port into 64 bits: the time loses its low 16.
-TICK_NS = 1 << 16
+#: The kernel packs time, state and port into 64 bits: the time loses its low 17.
+TICK_NS = 1 << 17
+#: Closed ports that are remembered of a source.
+SUSPECT_SLOTS = 16
+#: See bpf/packetwatch.c.
+DOUBLINGS, DOUBLINGS_FOREVER = 16, 10
 
 PASS, SCAN, DROP, WOULD_DROP = "pass", "scan", "drop", "would_drop"
+
+
+class Rule(NamedTuple):
+    """So many distinct ports within the window block; of all ports, or of closed ones alone."""
+
+    ports: int
+    closed: bool
+    window_ns: int
+
+
+class Finding(NamedTuple):
+    """What one SYN completed: a scan, a rule that blocks, or both."""
+
+    ports: tuple[int, ...]  #: oldest last SYN first
+    closed: tuple[int, ...]  #: those of them that nothing listened on
+    scan: bool
+    rule: int  #: its number, from 1; 0 is none
+
+
+Slot = tuple[int, int, bool]  #: time, port, closed
 
 
 @dataclass
 class _History:
     last_ns: int = 0
-    seen: list[tuple[int, int]] = field(default_factory=list)  #: (time, port), newest first
+    scan_tick: int = 0  #: of the last scan
+    seen: list[Slot] = field(default_factory=list)  #: newest first
+    met: list[Slot] = field(default_factory=list)  #: closed ports, newest first
 
 
 class Detector:
     """A scan: one source reaches ``ports`` distinct ports, each last seen less than ``window_ns`` ago."""
 
-    def __init__(self, ports: int, window_ns: int, slots: int = 64) -> None:
+    def __init__(
+        self,
+        ports: int,
+        window_ns: int,
+        slots: int = 64,
+        block_rules: Sequence[Rule] = (),
+        count_closed: bool = False,
+    ) -> None:
         if not 2 <= ports <= slots:
             raise ValueError(f"{ports} ports do not fit into 2 to {slots} slots")
         self.ports = ports
         self.window_ns = window_ns
         self.slots = slots
+        self.rules = list(enumerate(block_rules, 1))
+        self.count_closed = count_closed
+        self.keep_ns, self.suspect_ns = windows(window_ns, block_rules)
         self._histories: dict[bytes, _History] = {}
 
-    def syn(self, source: bytes, port: int, now_ns: int) -> Optional[tuple[int, ...]]:
-        """The distinct ports, oldest last SYN first, if this one completes a scan; the source then starts afresh.
+    def syn(self, source: bytes, port: int, now_ns: int, closed: bool = True) -> Optional[Finding]:
+        """What this one completes. What a scan has counted counts for no other scan, nor for a rule twice.
 
         A time before the source's last one (another CPU read the clock earlier) counts as that one.
         """
+        if self.count_closed and not closed:
+            return None
         history = self._histories.setdefault(source, _History())
         history.last_ns = max(now_ns, history.last_ns)
         now = history.last_ns - history.last_ns % TICK_NS
-        others = [(t, p) for t, p in history.seen if p != port and now - t < self.window_ns]
-        history.seen = [(now, port), *others][: self.slots]
-        if len(history.seen) < self.ports:
+        found = self._track(history, (now, port, closed))
+        rule = self._suspect(history, (now, port, closed)) if closed and self.suspect_ns else None
+        if rule is None:
+            return found
+        return rule if found is None else found._replace(rule=rule.rule)
+
+    def _track(self, history: _History, slot: Slot) -> Optional[Finding]:
+        history.seen = moved(history.seen, slot, self.keep_ns)[: self.slots]
+        scan = reached(history.seen, self.ports, slot[0], self.window_ns, history.scan_tick)
+        rule, ports = self._rule(history.seen, False, slot[0])
+        if not scan and not rule:
             return None
-        ports = tuple(p for _, p in reversed(history.seen))
-        history.seen = []
-        return ports
+        found = finding(history.seen[: self.ports if scan else ports], scan, rule)
+        if scan:
+            history.scan_tick = slot[0]
+        if rule:
+            history.seen = []
+        return found
+
+    def _suspect(self, history: _History, slot: Slot) -> Optional[Finding]:
+        history.met = moved(history.met, slot, self.suspect_ns)[:SUSPECT_SLOTS]
+        rule, ports = self._rule(history.met, True, slot[0])
+        if not rule:
+            return None
+        found = finding(history.met[:ports], False, rule)
+        history.met = []
+        return found
+
+    def _rule(self, slots: list[Slot], closed: bool, now: int) -> tuple[int, int]:
+        """The first that these slots match: its number and its ports; (0, 0) if there is none."""
+        for number, rule in self.rules:
+            if rule.closed == closed and reached(slots, rule.ports, now, rule.window_ns):
+                return number, rule.ports
+        return 0, 0
+
+
+def windows(window_ns: int, block_rules: Sequence[Rule]) -> tuple[int, int]:
+    """How long ports are remembered: the longest window over all ports, and over closed ones (0: no rule has one)."""
+    both = [[rule.window_ns for rule in block_rules if rule.closed == closed] for closed in (False, True)]
+    return max(window_ns, *both[0], 0), max([0, *both[1]])
+
+
+def moved(slots: list[Slot], slot: Slot, window_ns: int) -> list[Slot]:
+    """With this one in front, its port not twice, and without what has left the window."""
+    return [slot, *(old for old in slots if old[1] != slot[1] and slot[0] - old[0] < window_ns)]
+
+
+def reached(slots: list[Slot], ports: int, now: int, window_ns: int, since: int = 0) -> bool:
+    """Whether so many distinct ports were reached within the window, all after `since`."""
+    return len(slots) >= ports and now - slots[ports - 1][0] < window_ns and slots[ports - 1][0] > since
+
+
+def finding(slots: list[Slot], scan: bool, rule: int) -> Finding:
+    oldest_first = slots[::-1]
+    closed = tuple(port for _, port, is_closed in oldest_first if is_closed)
+    return Finding(tuple(port for _, port, _ in oldest_first), closed, scan, rule)
 
 
 class Verdict(NamedTuple):
@@ -59,6 +146,16 @@ class Verdict(NamedTuple):
     action: str  #: PASS, SCAN, DROP or WOULD_DROP
     ports: tuple[int, ...] = ()  #: of a SCAN, oldest last SYN first
     until_ns: int = 0  #: end of the block, for all but PASS; 0 is forever
+    rule: int = 0  #: that blocks; 0 with a SCAN that none matches
+
+
+class Blocks(NamedTuple):
+    """How long sources are blocked, in ns; 0 is forever."""
+
+    longest_ns: int
+    first_ns: int
+    open_ns: int  #: of a scan that no rule matches
+    forget_ns: int = 0
 
 
 class Guard:
@@ -70,17 +167,18 @@ class Guard:
     def __init__(
         self,
         detector: Detector,
-        block_ns: int,
+        lengths: Blocks,
         enforce: bool = True,
         sources: Optional[Mapping[Prefix, rules.Source]] = None,
     ) -> None:
         self.detector = detector
-        self.block_ns = block_ns
+        self.lengths = lengths
         self.enforce = enforce
         self.sources: Mapping[Prefix, rules.Source] = sources or {}
         self.blocks: dict[bytes, int] = {}
+        self._offenders: dict[bytes, tuple[int, int]] = {}  # end of the last block, number of blocks
 
-    def judge(self, source: bytes, port: int, now_ns: int) -> Verdict:
+    def judge(self, source: bytes, port: int, now_ns: int, closed: bool = True) -> Verdict:
         listed = rules.lookup(self.sources, source)
         if listed.flags & rules.ALLOW:
             return Verdict(PASS)
@@ -89,11 +187,30 @@ class Guard:
         until_ns = self.blocks.get(source)
         if until_ns is not None and in_force(until_ns, now_ns):
             return self._drop(until_ns)
-        ports = self.detector.syn(source, port, now_ns)
-        if ports is None:
+        found = self.detector.syn(source, port, now_ns, closed)
+        if found is None:
             return Verdict(PASS)
-        self.blocks[source] = now_ns + self.block_ns if self.block_ns else 0
-        return Verdict(SCAN, ports, self.blocks[source])
+        self.blocks[source] = self._end(source, now_ns, found.rule)
+        return Verdict(SCAN, found.ports, self.blocks[source], found.rule)
+
+    def _end(self, source: bytes, now_ns: int, rule: int) -> int:
+        """By a rule it doubles each time, until the source has been quiet."""
+        if not rule:
+            return now_ns + self.lengths.open_ns if self.lengths.open_ns else 0
+        last_ns, times = self._offenders.get(source, (0, 0))
+        if times and last_ns and now_ns - last_ns >= self.lengths.forget_ns:
+            times = 0
+        times = min(times, DOUBLINGS)
+        until_ns = self._doubled(now_ns, times)
+        self._offenders[source] = (until_ns, times + 1)
+        return until_ns
+
+    def _doubled(self, now_ns: int, times: int) -> int:
+        longest, first = self.lengths.longest_ns, self.lengths.first_ns
+        if not first or (not longest and times >= DOUBLINGS_FOREVER):
+            return 0
+        length = first << times
+        return now_ns + (min(longest, length) if longest else length)
 
     def _drop(self, until_ns: int) -> Verdict:
         return Verdict(DROP if self.enforce else WOULD_DROP, until_ns=until_ns)

@@ -4,15 +4,16 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Optional, Protocol
 
 from packetwatch import address, clock, event
-from packetwatch.event import Batch, Notice, Scan
+from packetwatch.event import Alert, Batch, Notice, Probe
 from packetwatch.kernel import Kernel
 from packetwatch.sinks.jsonlines import JsonForm
 from packetwatch.sinks.ledger import Ledger
 from packetwatch.sinks.log import LogSink
+from packetwatch.sinks.records import port_state
 
 _BATCH = 8192
 _ROUNDS = 16  # batches before the loop looks at anything else
@@ -34,16 +35,18 @@ class Drain:
         self,
         kernel: Kernel,
         ledger: Ledger,
-        on_scan: Callable[[Scan], None],
+        on_alert: Callable[[Alert], None],
+        name_rule: Callable[[int], str],
         now_ns: Callable[[], int] = clock.boot_ns,
         wall_offset_ns: Callable[[], int] = clock.wall_offset_ns,
     ) -> None:
+        """name_rule: the number of a rule -> what a record calls it."""
         self.kernel = kernel
         self._now_ns, self._wall_offset_ns = now_ns, wall_offset_ns
         self.sinks: list[LogSink] = []
         self.audience: Optional[Audience] = None
         self._ledger = ledger
-        self._on_scan = on_scan
+        self._on_alert, self._name_rule = on_alert, name_rule
         self._waiting: list[Notice] = []
         self.tail_form = JsonForm()
         self.refused: Counter[str] = Counter()  #: records by sink; losses aside
@@ -55,7 +58,7 @@ class Drain:
     def run(self) -> int:
         """Takes what is there, up to a bound; returns the number of connections."""
         total = 0
-        if not (self._waiting or self.kernel.connections.backlog() or self.kernel.alerts.backlog()):
+        if not (self._waiting or any(ring.backlog() for ring in self.kernel.rings)):
             return total  # an idle host comes by three times a second
         for _ in range(_ROUNDS):
             taken = self._batch()
@@ -76,15 +79,18 @@ class Drain:
     def _batch(self) -> int:
         """The records are given back to the ring only after the sinks have had them."""
         alerts = self.kernel.alerts.peek(_BATCH)  # first: the connection of each scan is then in its ring, too
-        for scan in event.scans(alerts):
-            self._waiting += self._tell(scan)
-            self._on_scan(scan)
+        for alert in event.alerts(alerts):
+            self._waiting += self._tell(alert)
+            self._on_alert(alert)
+        probes = self.kernel.probes.peek(_BATCH)
+        self._waiting += map(self._tell_probe, event.probes(probes))
         frames = self.kernel.connections.peek(_BATCH)
         connections = list(event.connections(frames))
         if connections or self._waiting:
             notices, self._waiting = sorted(self._waiting, key=lambda n: n.boot_ns), []
             self._consume(connections, notices)
         self.kernel.connections.advance(frames)
+        self.kernel.probes.advance(probes)
         self.kernel.alerts.advance(alerts)
         return len(connections)
 
@@ -120,20 +126,52 @@ class Drain:
         self.count_refused()
         return sum(self.refused.values()) - before
 
-    def _tell(self, scan: Scan) -> list[Notice]:
-        name = self._ledger.names.get(scan.attachment)
-        source, mode = address.text(scan.saddr), "observe" if scan.flags & event.WOULD_DROP else None
-        told = Notice(
-            scan.boot_ns,
-            "scan",
-            name,
-            source,
-            address.text(scan.daddr),
-            ports=scan.ports,
-            count=len(scan.ports),
-            mode=mode,
+    def _tell(self, alert: Alert) -> Iterator[Notice]:
+        """The scan, and the block."""
+        name = self._ledger.names.get(alert.attachment)
+        source, mode = address.text(alert.saddr), "observe" if alert.flags & event.WOULD_DROP else None
+        is_scan = alert.flags & event.SCAN
+        if is_scan:
+            yield Notice(
+                alert.boot_ns,
+                "scan",
+                name,
+                source,
+                address.text(alert.daddr),
+                ports=alert.ports,
+                closed_ports=alert.closed,
+                count=len(alert.ports),
+                mode=mode,
+            )
+        if alert.block == event.BLOCKED:
+            yield Notice(
+                alert.boot_ns,
+                "block",
+                name,
+                source,
+                ports=None if is_scan else alert.ports,
+                until_ns=alert.until_ns,
+                reason=_reason(alert),
+                rule=self._name_rule(alert.rule) or None,
+                mode=mode,
+            )
+
+    def _tell_probe(self, probe: Probe) -> Notice:
+        return Notice(
+            probe.boot_ns,
+            "probe",
+            self._ledger.names.get(probe.attachment),
+            address.text(probe.saddr),
+            address.text(probe.daddr),
+            int.from_bytes(probe.dport, "big"),
+            src_port=int.from_bytes(probe.sport, "big"),
+            tcp_flags=event.flag_names(probe.tcp_flags),
+            port_state=port_state(probe.flags),
+            mode="observe" if probe.flags & event.WOULD_DROP else None,
         )
-        if scan.block != event.BLOCKED:
-            return [told]
-        block = Notice(scan.boot_ns, "block", name, source, until_ns=scan.until_ns, reason="port scan", mode=mode)
-        return [told, block]
+
+
+def _reason(alert: Alert) -> str:
+    if alert.rule == event.HONEYPOT:
+        return "honeypot"
+    return "port scan" if alert.flags & event.SCAN else "slow scan"

@@ -125,7 +125,9 @@ def _copy_blocks(old: Kernel, new: Kernel) -> None:
         try:
             new.blocks.put(block)
         except OSError:
-            return  # the new table is smaller and full: it refuses, as it would any block
+            break  # the new table is smaller and full: it refuses, as it would any block
+    for key, value in libbpf.items(old.maps["offenders"], 16, program.OFFENDER.size):
+        libbpf.update(new.maps["offenders"], key, value)
 
 
 def _memory(fd: Optional[int], store: Store) -> Memory:

@@ -6,12 +6,13 @@ Says how things stand in the maps, not when they change.
 
 from __future__ import annotations
 
+import itertools
 import os
 import struct
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Optional
 
-from packetwatch import event, libbpf, marks, program
+from packetwatch import detection, event, libbpf, marks, program
 from packetwatch.address import Prefix
 from packetwatch.metricnames import DROP_REASONS, FAMILIES, IGNORED, MALFORMED
 from packetwatch.ring import Ring
@@ -23,11 +24,24 @@ _PAIR = len(FAMILIES)
 _SETS_READ = 16384  # of trackers: all of them at the default size
 
 
-class KernelSettings(NamedTuple):
-    """struct settings of bpf/maps.h; times in ns."""
+class KernelRule(NamedTuple):
+    """struct rule of bpf/maps.h."""
 
     window_ns: int
-    block_ns: int
+    ports: int
+    closed: int  #: 1: closed ports alone count
+
+
+class KernelSettings(NamedTuple):
+    """struct settings of bpf/maps.h; times in ns, 0 is forever for the ends of blocks."""
+
+    window_ns: int
+    block_ns: int  #: the longest block
+    first_ns: int
+    open_ns: int  #: without a closed port to show for it
+    forget_ns: int
+    keep_ns: int  #: the longest window over all ports
+    suspect_ns: int  #: the longest window over closed ports; 0: no rule has one
     fold_interval_ns: int
     fold_burst_ns: int
     seed: int
@@ -36,6 +50,20 @@ class KernelSettings(NamedTuple):
     ports: int
     observe: int  #: 0 or 1
     generation: int
+    count_closed: int  #: 0 or 1
+    storm: int  #: blocks in a minute; 0: no limit
+    rules: tuple[KernelRule, ...]  #: at most program.RULES
+
+    def pack(self) -> bytes:
+        rules = [*self.rules, *[KernelRule(0, 0, 0)] * (program.RULES - len(self.rules))]
+        return program.SETTINGS.pack(*self[:-1], len(self.rules), *itertools.chain.from_iterable(rules))
+
+    @classmethod
+    def unpack(cls, value: bytes) -> KernelSettings:
+        words = program.SETTINGS.unpack(value)
+        fixed = len(cls._fields) - 1
+        count, rows = words[fixed], words[fixed + 1 :]
+        return cls._make((*words[:fixed], tuple(KernelRule(*rows[3 * i : 3 * i + 3]) for i in range(count))))
 
 
 class Attachment(NamedTuple):
@@ -58,10 +86,15 @@ class Counters(NamedTuple):
     lost: tuple[int, ...]
     would_drop: tuple[int, ...]
     scans: tuple[int, ...]
+    probes: tuple[int, ...]
+    probes_untold: tuple[int, ...]
     malformed: tuple[int, ...]
     ignored: tuple[int, ...]
     evicted: int
+    suspects_evicted: int
+    blocked: int
     refused: int
+    frozen: int
     alerts_lost: int
 
     @classmethod
@@ -80,8 +113,8 @@ class Counters(NamedTuple):
         return Counters.of(tuple(a + b for a, b in zip(self.words(), other.words())))
 
 
-_WIDTHS = (_PAIR, _PAIR, _PAIR, len(DROP_REASONS) * _PAIR, _PAIR, _PAIR, _PAIR, len(MALFORMED), len(IGNORED))
-COUNTER_WORDS = sum(_WIDTHS) + 3
+_WIDTHS = (*[_PAIR] * 3, len(DROP_REASONS) * _PAIR, *[_PAIR] * 5, len(MALFORMED), len(IGNORED))
+COUNTER_WORDS = sum(_WIDTHS) + len(Counters._fields) - len(_WIDTHS)
 ZERO = Counters.of((0,) * COUNTER_WORDS)
 
 
@@ -107,14 +140,16 @@ class Kernel:
         self.parameters = parameters
         self._cpus = libbpf.possible_cpus()
         self.connections = Ring(self.maps["connections"], parameters.ring_bytes, event.CONNECTION.size - 8)
+        self.probes = Ring(self.maps["probes"], program.PROBES_BYTES, event.PROBE.size - 8)
         self.alerts = Ring(self.maps["alerts"], program.ALERTS_BYTES, event.ALERT.size - 8)
         self.local = LocalTable(self.maps["local"])
         self.sources = SourceTable(self.maps["sources"], self.maps["marks"])
         self.blocks = BlockTable(self.maps["blocks"])
+        self.rings = (self.connections, self.probes, self.alerts)
 
     def close(self) -> None:
-        self.connections.close()
-        self.alerts.close()
+        for ring in self.rings:
+            ring.close()
         for fd in (self.prog, *self.maps.values()):
             os.close(fd)
 
@@ -123,10 +158,10 @@ class Kernel:
     def settings(self) -> KernelSettings:
         value = libbpf.lookup(self.maps["settings"], _U32.pack(0), program.SETTINGS.size)
         assert value is not None
-        return KernelSettings(*program.SETTINGS.unpack(value)[:-1])
+        return KernelSettings.unpack(value)
 
     def apply(self, settings: KernelSettings) -> None:
-        libbpf.update(self.maps["settings"], _U32.pack(0), program.SETTINGS.pack(*settings, 0))
+        libbpf.update(self.maps["settings"], _U32.pack(0), settings.pack())
 
     def lists_changed(self) -> None:
         """Ends what the CPUs remember of the tables `local` and `sources`; to be called after every change."""
@@ -143,20 +178,20 @@ class Kernel:
         libbpf.update(
             self.maps["attachments"],
             _U32.pack(cell),
-            program.ATTACHMENT.pack(0, at.ifindex, at.id, flags, at.mac.ljust(6, b"\0")[:6]),
+            program.ATTACHMENT.pack(0, 0, at.ifindex, at.id, flags, at.mac.ljust(6, b"\0")[:6]),
         )
 
     def remove_attachment(self, ifindex: int) -> None:
         """Leaves the cell's ifindex unused; the probe order of others does not depend on it."""
         for cell, at in self._cells(ifindex):
-            if at[1] == ifindex and at[3] & program.ATTACHMENT_USED:
+            if at[2] == ifindex and at[4] & program.ATTACHMENT_USED:
                 libbpf.update(self.maps["attachments"], _U32.pack(cell), bytes(program.ATTACHMENT.size))
 
     def _cell(self, ifindex: int) -> int:
         free = None
         for cell, at in self._cells(ifindex):
-            used = at[3] & program.ATTACHMENT_USED
-            if used and at[1] == ifindex:
+            used = at[4] & program.ATTACHMENT_USED
+            if used and at[2] == ifindex:
                 return cell
             if not used and free is None:
                 free = cell
@@ -220,15 +255,29 @@ class Kernel:
             libbpf.update(self.maps["folds_by_interface"], key, bytes(size * self._cpus))
             yield Fold("interface", attachment, None, None, count, min(since for n, since in parts if n))
 
+    # ports that configuration knows
+
+    def put_ports(self, open_ports: Iterable[int], honeypots: Iterable[int]) -> None:
+        bits = (_port_bits(open_ports), _port_bits(honeypots))
+        libbpf.update(self.maps["known_ports"], _U32.pack(0), b"".join(bits))
+
     # trackers
 
     def tracked(self) -> int:
-        """Sources with a tracker. Above _SETS_READ sets every n-th stands for n: the loop waits for this."""
-        way = 32 + 8 * event.SCAN_SLOTS
-        sets, size = self.parameters.trackers // 4, 8 + 4 * way
+        """Sources with a tracker."""
+        way = program.TRACKER_HEAD.size + 8 * event.SCAN_SLOTS
+        return self._used("trackers", self.parameters.trackers // 4, way)
+
+    def suspected(self) -> int:
+        """Sources that are remembered for the closed ports that they met."""
+        way = program.SUSPECT_HEAD.size + 8 * detection.SUSPECT_SLOTS
+        return self._used("suspects", self.parameters.suspects // 4, way)
+
+    def _used(self, name: str, sets: int, way: int) -> int:
+        """Above _SETS_READ sets every n-th stands for n: the loop waits for this."""
         step = max(1, sets // _SETS_READ)
         used = 0
-        for _, value in libbpf.items_array(self.maps["trackers"], range(0, sets, step), size):
+        for _, value in libbpf.items_array(self.maps[name], range(0, sets, step), 8 + 4 * way):
             used += sum(value[8 + i * way + 16 : 8 + i * way + 24] != bytes(8) for i in range(4))
         return used * step
 
@@ -319,6 +368,13 @@ class BlockTable:
         """The block that was removed."""
         block = self.get(address)
         return block if block is not None and libbpf.delete(self._fd, address) else None
+
+
+def _port_bits(ports: Iterable[int]) -> bytes:
+    bits = bytearray(program.PORT_BYTES)
+    for port in ports:
+        bits[port >> 3] |= 1 << (port & 7)
+    return bytes(bits)
 
 
 def _key(prefix: Prefix) -> bytes:

@@ -9,10 +9,11 @@ from __future__ import annotations
 import itertools
 import posixpath
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Generic, Optional, TypeVar
 
+from packetwatch import detection
 from packetwatch.address import Prefix, parse, parse_prefix, prefix_text, shown, text as address_text
 
 T = TypeVar("T")
@@ -197,6 +198,56 @@ def prefixes() -> Kind[tuple[Prefix, ...]]:
 
     about = "list of ADDRESS or ADDRESS/LENGTH"
     return Kind(about, read, _distinct, lambda value: " ".join(map(prefix_text, value)), many=True)
+
+
+Ports = tuple[tuple[int, int], ...]  #: ranges, first and last
+
+
+def ports() -> Kind[Ports]:
+    def read(text: str) -> tuple[int, int]:
+        first, dash, last = text.partition("-")
+        pair = _number(first), _number(last if dash else first)
+        if pair[0] is None or pair[1] is None or not 0 < pair[0] <= pair[1] <= 65535:
+            raise Bad(f"{shown(text)} is not a port", "a number from 1 to 65535 or a range, as in 8000-8100")
+        return pair[0], pair[1]
+
+    def write(value: Ports) -> str:
+        return " ".join(str(first) if first == last else f"{first}-{last}" for first, last in value)
+
+    return Kind("list of PORT or FIRST-LAST", read, _distinct, write, many=True)
+
+
+def spread(value: Ports) -> Iterator[int]:
+    """Every port of the ranges."""
+    for first, last in value:
+        yield from range(first, last + 1)
+
+
+def rules(most: int) -> Kind[tuple[detection.Rule, ...]]:
+    def join(items: Sequence[detection.Rule]) -> tuple[detection.Rule, ...]:
+        if len(set(items)) > most:
+            raise Bad(f"{len(set(items))} rules are too many", f"at most {most}")
+        return _distinct(items)
+
+    about = f"list of PORTS:closed:WINDOW or PORTS:all:WINDOW, at most {most}"
+    return Kind(about, _read_rule, join, lambda value: " ".join(map(rule_text, value)), many=True)
+
+
+def _read_rule(text: str) -> detection.Rule:
+    example = "as in 5:closed:10m or 20:all:60s"
+    count, counted, window = (*text.split(":"), "", "")[:3]
+    if text.count(":") != 2 or counted not in ("closed", "all"):
+        raise Bad(f"{shown(text)} is not a rule", example)
+    most = detection.SUSPECT_SLOTS if counted == "closed" else 64
+    ports, window_ns = _number(count), duration("1s", "7d").read(window)
+    if ports is None or not 1 <= ports <= most:
+        raise Bad(f"{shown(text)} counts too few or too many ports", f"1 to {most} {counted} ports, {example}")
+    return detection.Rule(ports, counted == "closed", window_ns)
+
+
+def rule_text(rule: detection.Rule) -> str:
+    """5:closed:10m"""
+    return f"{rule.ports}:{'closed' if rule.closed else 'all'}:{duration_text(rule.window_ns)}"
 
 
 def interfaces() -> Kind[tuple[str, ...]]:

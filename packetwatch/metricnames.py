@@ -25,7 +25,7 @@ MALFORMED = (
 IGNORED = ("not_local", "martian", "foreign_mac", "source_route")
 
 #: The maps whose fill is reported.
-TABLES = ("trackers", "blocks", "local", "sources")
+TABLES = ("trackers", "suspects", "blocks", "local", "sources")
 
 MODES = ("enforce", "observe")
 
@@ -50,8 +50,11 @@ METRICS = (
     Metric("packetwatch_connections_would_drop", "counter", _IF, "Observe mode: let through, though enforce drops."),
     Metric("packetwatch_scans", "counter", _IF, "Port scans recognised."),
     Metric("packetwatch_blocks", "counter", ("reason",), "Blocks made."),
+    Metric("packetwatch_blocks_frozen", "counter", (), "Blocks not made in a storm of them (block.storm)."),
     Metric("packetwatch_blocks_refused", "counter", (), "Blocks refused since the block table was full."),
     Metric("packetwatch_blocked_sources", "gauge", (), "Sources and prefixes blocked now."),
+    Metric("packetwatch_probes", "counter", _IF, "Segments of no connection: FIN, NULL, XMAS and the like."),
+    Metric("packetwatch_probes_untold", "counter", _IF, "Probes that came too fast for a record of each."),
     Metric("packetwatch_malformed", "counter", ("reason",), "Frames that could not be walked, passed on."),
     Metric("packetwatch_syns_ignored", "counter", ("reason",), "SYNs that this host itself would not take."),
     Metric("packetwatch_alerts_lost", "counter", (), "Scan records lost for want of room; the block stands."),

@@ -16,13 +16,18 @@ from packetwatch import event
 
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 FUNCTION = "packetwatch"
-LAYOUT = 1  #: of records and map values; raise it with every change of one
+LAYOUT = 2  #: of records and map values; raise it with every change of one
 ATTACHMENTS = 64
 ATTACHMENT_CELLS = 256
 ATTACHMENT_PROBES = 8
 PREFIXES = 65536
 FOLDS = 2048
+SUSPECTS = 16384
+OFFENDERS = 16384
+RULES = 8
+PORT_BYTES = 8192
 ALERTS_BYTES = 256 * 1024
+PROBES_BYTES = 64 * 1024
 
 MAPS = (
     "settings",
@@ -35,19 +40,27 @@ MAPS = (
     "marks",
     "blocks",
     "trackers",
+    "suspects",
+    "offenders",
+    "storm",
+    "known_ports",
     "folds_by_source",
     "folds_by_port",
     "folds_by_interface",
     "options",
     "connections",
+    "probes",
     "alerts",
 )
 
-SETTINGS = struct.Struct("=QQQQQQQIIII")
-ATTACHMENT = struct.Struct("=QIHB6s3x")
+SETTINGS = struct.Struct(f"=QQQQQQQQQQQQIIIIII{RULES * 'QII'}")
+ATTACHMENT = struct.Struct("=QQIHB6s3x")
 PREFIX_KEY = struct.Struct("=I16s")
 SOURCE = struct.Struct("=QQII")
 BLOCK = struct.Struct("=QQQIxxxx")
+TRACKER_HEAD = struct.Struct("=16sQQQIxxxx")  #: saddr, last, blocked, scan, count; the slots follow
+SUSPECT_HEAD = struct.Struct("=16sQIxxxx")
+OFFENDER = struct.Struct("=QQ")
 FOLD_KEY = struct.Struct("=16s2sHI")
 FOLD = struct.Struct("=QQ")
 REPLAY_HEADER = struct.Struct("=QIBBxx")  #: now_ns, ifindex, port_state, hosts: bpf/replay.h
@@ -64,6 +77,10 @@ class Parameters(NamedTuple):
     headers: str  #: auto, uapi or kernel
     replay: bool = False  #: for BPF_PROG_TEST_RUN, with REPLAY_HEADER in front of each frame
 
+    @property
+    def suspects(self) -> int:
+        return min(SUSPECTS, self.trackers)
+
     def defines(self) -> tuple[str, ...]:
         return (
             f"-DPACKETWATCH_PAGE_SIZE={mmap.PAGESIZE}",
@@ -72,6 +89,8 @@ class Parameters(NamedTuple):
             f"-DSCAN_SLOTS={event.SCAN_SLOTS}",
             f"-DATTACHMENTS={ATTACHMENTS}",
             f"-DCONNECTIONS_PAGES={max(1, self.ring_bytes // mmap.PAGESIZE)}",
+            f"-DSUSPECTS={self.suspects}",
+            f"-DPROBES_PAGES={max(1, PROBES_BYTES // mmap.PAGESIZE)}",
             f"-DALERTS_PAGES={max(1, ALERTS_BYTES // mmap.PAGESIZE)}",
             *(["-DREPLAY"] if self.replay else []),
         )

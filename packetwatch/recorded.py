@@ -12,7 +12,8 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple, Optional
 
 from packetwatch import address
-from packetwatch.sieve import CLOSED, OPEN, UNKNOWN
+from packetwatch.event import CLOSED, OPEN
+from packetwatch.sieve import UNKNOWN
 
 MOST_BYTES = 1 << 16  #: of a line
 

@@ -12,9 +12,10 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO, NamedTuple
 
 from packetwatch import address, capture, event, libbpf, lists, loader, privileges, program, recorded, rules, sieve
+from packetwatch import thresholds
 from packetwatch.address import Prefix
 from packetwatch.drain import Drain
-from packetwatch.event import Batch, Notice, Scan
+from packetwatch.event import Alert, Batch, Notice
 from packetwatch.kernel import Attachment, Counters, Kernel, KernelSettings
 from packetwatch.operations import NOT_PERMITTED, Refused
 from packetwatch.replayed import Replayed
@@ -96,7 +97,14 @@ class Replay:
         self._account = Replayed("")
         self._kernel = self._load()
         self._ledger = Ledger(lambda number: self._kernel.counters(number))
-        self._drain = Drain(self._kernel, self._ledger, self._on_scan, lambda: self._now_ns, lambda: 0)
+        self._drain = Drain(
+            self._kernel,
+            self._ledger,
+            self._on_alert,
+            lambda number: thresholds.name_rule(judging.settings, number),
+            lambda: self._now_ns,
+            lambda: 0,
+        )
         self._drain.sinks = [self._output]
 
     def close(self) -> None:
@@ -143,7 +151,8 @@ class Replay:
         except loader.LoadError as fault:
             raise Refused(str(fault), fault.hint) from None
         kernel = Kernel(loaded.prog, loaded.maps, parameters)
-        kernel.apply(_kernel_settings(settings))
+        thresholds.put_ports(kernel, settings)
+        kernel.apply(self._kernel_settings())
         for number, ifindex in enumerate((_WIRE, _LOOPBACK)):
             kernel.put_attachment(Attachment(number, ifindex, bytes(6), ifindex == _LOOPBACK, False))
         known = lists.Lists(kernel, settings)
@@ -156,6 +165,12 @@ class Replay:
         self._run = libbpf.test_runner(kernel.prog)
         return kernel
 
+    def _kernel_settings(self) -> KernelSettings:
+        """As the resident has them, but that nothing is summed, nobody is woken, and hosts have no storm in common."""
+        own = thresholds.of(self._judging.settings)
+        storm = 0 if self._hosts else own.storm
+        return own._replace(seed=_SEED, lists_generation=1, wakeup_mask=(1 << 64) - 1, storm=storm)
+
     def _begin_anew(self) -> None:
         """A kernel half that remembers nothing."""
         self._kernel.close()
@@ -166,8 +181,8 @@ class Replay:
     def _counters(self) -> Counters:
         return self._kernel.counters(0).plus(self._kernel.counters(1))
 
-    def _on_scan(self, scan: Scan) -> None:
-        self._scans += 1
+    def _on_alert(self, alert: Alert) -> None:
+        self._scans += bool(alert.flags & event.SCAN)
 
     def _marks(self) -> tuple[int, int, int]:
         return self._output.given, self._scans, self._output.blocks
@@ -195,7 +210,7 @@ class Replay:
                 account.end_ns = ns
             else:
                 self._at(ns)
-            if what is sieve.SYN or what is sieve.UNSURE:
+            if what is sieve.SYN or what is sieve.UNSURE or what is sieve.PROBE:
                 if size != len(data) or size > _LONGEST:
                     data = _whole(what, size, data)
                     if len(data) > _LONGEST:
@@ -249,8 +264,9 @@ class Replay:
                 header = pack(ns, _LOOPBACK if is_loopback(data) else _WIRE, state, hosts)
                 if self._run(header + data) == _XDP_DROP:
                     self._account.dropped += 1
-                    source, destination = sieve.ends(data)
-                    self._count_drop(_sixteen(source), _sixteen(destination), ns)
+                    if sieve.look(data)[0] is not sieve.PROBE:
+                        source, destination = sieve.ends(data)
+                        self._count_drop(_sixteen(source), _sixteen(destination), ns)
                 self._account.handed += 1
                 left -= 1
                 if not left:
@@ -298,22 +314,6 @@ def run(judging: Judging, paths: Iterable[str], is_log: bool) -> list[Replayed]:
     replay.finish()
     replay.close()
     return accounts
-
-
-def _kernel_settings(settings: Settings) -> KernelSettings:
-    """As the resident has them, but that nothing is summed and nobody is woken."""
-    return KernelSettings(
-        window_ns=settings.scan_window_ns,
-        block_ns=settings.block_duration_ns,
-        fold_interval_ns=0,
-        fold_burst_ns=0,
-        seed=_SEED,
-        lists_generation=1,
-        wakeup_mask=(1 << 64) - 1,
-        ports=settings.scan_ports,
-        observe=int(settings.mode == "observe"),
-        generation=0,
-    )
 
 
 def _minus(one: Counters, other: Counters) -> Counters:

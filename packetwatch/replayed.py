@@ -65,14 +65,19 @@ def imbalances(account: Replayed) -> Iterator[str]:
         ("frames", account.frames, account.set_aside + account.too_long + account.handed),
         *((f"SYNs over {name}", c.syns[i], _fates(c, i)) for i, name in enumerate(FAMILIES)),
         ("records", sum(c.recorded), account.records),
-        ("verdicts to drop", sum(c.dropped), account.dropped),
-        ("scans", sum(c.scans), account.scans_told + c.alerts_lost),
+        ("verdicts to drop", account.dropped, _within(account.dropped, sum(c.dropped), sum(c.probes))),
+        ("scans", sum(c.scans), _within(sum(c.scans), account.scans_told, c.alerts_lost)),
         ("records lost or summed", 0, sum(c.lost) + sum(c.folded)),
         ("frames judged beyond those handed over", 0, max(0, judged - account.handed)),
     )
     for what, one, other in sums:
         if one != other:
             yield f"{account.name}: {what}: {one} is not {other}"
+
+
+def _within(count: int, least: int, more: int) -> int:
+    """The nearest to `count` that is at least `least` and at most so many more."""
+    return max(least, min(count, least + more))
 
 
 def _fates(c: Counters, family: int) -> int:
@@ -98,6 +103,9 @@ def as_fields(account: Replayed) -> dict[str, Any]:
         "scans": sum(c.scans),
         "blocks": account.blocks,
         "blocks_refused": c.refused,
+        "blocks_frozen": c.frozen,
+        "probes": sum(c.probes),
+        "probes_untold": sum(c.probes_untold),
         "alerts_lost": c.alerts_lost,
         "evictions": c.evicted,
         "malformed": _named(MALFORMED, c.malformed),
@@ -121,6 +129,7 @@ def as_lines(account: Replayed) -> Iterator[str]:
     rows = (
         ("Would drop", f["connections_would_drop"]),
         ("Dropped", _listed(f["dropped"])),
+        ("Probes", f["probes"] and f"{f['probes']}, of which {f['probes_untold']} have no record"),
         ("Malformed", _listed(f["malformed"])),
         ("Ignored", _listed(f["ignored"])),
         ("Too long", f["too_long"] and f"{counted(f['too_long'], 'SYN')} of more than one page, not judged"),
@@ -128,6 +137,7 @@ def as_lines(account: Replayed) -> Iterator[str]:
         ("Out of order", f["backwards"] and f"{f['backwards']} older than one before"),
         ("Evicted", f["evictions"] and f"{f['evictions']} sources: raise table.trackers"),
         ("Refused", f["blocks_refused"] and f"{counted(f['blocks_refused'], 'block')}: raise table.blocks"),
+        ("Storms", f["blocks_frozen"] and f"{counted(f['blocks_frozen'], 'block')} not made"),
         ("Alerts lost", f["alerts_lost"]),
     )
     yield from (f"  {name:<12} {value}" for name, value in rows if value)
@@ -141,8 +151,8 @@ def rule(texts: Mapping[str, str], one_host: bool) -> str:
     """What was judged by. texts: the settings as one writes them."""
     host = "the host named" if one_host else "each destination address, as a host of its own"
     return (
-        f"{texts['scan.ports']} ports within {texts['scan.window']} of {host}; "
-        f"mode {texts['mode']}, blocked for {texts['block.duration']}"
+        f"{texts['scan.ports']} ports within {texts['scan.window']} of {host}; mode {texts['mode']}; "
+        f"blocked by {texts['block.rules'] or 'no rule'}, for {texts['block.first']} to {texts['block.duration']}"
     )
 
 

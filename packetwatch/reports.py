@@ -21,6 +21,8 @@ _SUMMARY_ROWS = 32  # of each level, each time
 _DROPS_EVERY_NS = 60 * SECOND
 _DROPS_ROWS = 20
 _LOSS_EVERY_NS = 60 * SECOND
+_STORM_EVERY_NS = 60 * SECOND
+_STORM = "more new blocks in a minute than block.storm allows: probably their sources are forged"
 _ADVICE = {
     "ring": "the resident was too slow: raise ring.size, or lower log.fold_rate",
     "alerts": "scans came faster than they could be told; their blocks are in force",
@@ -141,3 +143,20 @@ class Losses:
             "blocks": total.counters.refused + self.refused,
         }
         return {**kernels, **drain.refused}
+
+
+class Storms:
+    """Blocks that were not made, as too many were made at once: told at once, then once a minute."""
+
+    def __init__(self, ledger: Ledger, say: Say, now_ns: int) -> None:
+        self._ledger, self._say = ledger, say
+        self._frozen = ledger.total().counters.frozen
+        self._told_ns, self._due_ns = now_ns, 0
+
+    def tell(self, now_ns: int, mode: Optional[str]) -> None:
+        frozen = self._ledger.total().counters.frozen
+        if frozen == self._frozen or now_ns < self._due_ns:
+            return
+        since = self._told_ns if self._due_ns else now_ns
+        self._say("storm", count=frozen - self._frozen, since_ns=since, mode=mode, message=_STORM)
+        self._frozen, self._told_ns, self._due_ns = frozen, now_ns, now_ns + _STORM_EVERY_NS

@@ -12,14 +12,14 @@ import time
 from typing import Any, NamedTuple, Optional
 
 from packetwatch import address, attachments, budget, clock, handover, interfaces, lists, netlink
-from packetwatch import program, state
+from packetwatch import program, state, thresholds
 from packetwatch.address import Prefix
 from packetwatch.drain import Drain
-from packetwatch.event import BLOCKED, Notice, Scan
+from packetwatch.event import BLOCKED, Alert, Notice
 from packetwatch.handover import Opened
-from packetwatch.kernel import Block, Kernel, KernelSettings
+from packetwatch.kernel import Block, Kernel
 from packetwatch.clock import SECOND
-from packetwatch.reports import Drops, Folds, Losses
+from packetwatch.reports import Drops, Folds, Losses, Storms
 from packetwatch.settings import Settings
 from packetwatch.sinks.ledger import Ledger
 from packetwatch.sinks.records import clean
@@ -75,7 +75,7 @@ class Resident:
         self.ledger.restore(note.get("ledger", {}))
         if not opened.adopted:
             self.ledger.names = {}
-        self.drain = Drain(self.kernel, self.ledger, self._on_scan)
+        self.drain = Drain(self.kernel, self.ledger, self._on_alert, self._name_rule)
         self.drain.refused.update(note.get("refused", {}))
         self.lists = lists.Lists(self.kernel, settings)
         self.attachments = attachments.Attachments(self.kernel, store, self.ledger)
@@ -89,13 +89,14 @@ class Resident:
         self.folds = Folds(self.kernel, self.ledger, self.say, opened.adopted)
         self.drops = Drops(self.kernel, self.ledger, self.say, self.started_ns)
         self.losses = Losses(self.ledger, self.say, note.get("losses", {}))
+        self.storms = Storms(self.ledger, self.say, self.started_ns)
         self._saved_ns = 0
         self._next_end_ns = 1  # CLOCK_BOOTTIME of the next end of a block; 0: none; 1: look
         self._ended: set[bytes] = set()
         self._spent = 0
         self._counters: Any = None  # as they were a second ago
         self._quiet_ns = self._looked_ns = 0
-        self._tracked_count = self._tracked_due_ns = 0
+        self._tracked_count, self._tracked_due_ns = (0, 0), 0
 
     # settings
 
@@ -114,20 +115,21 @@ class Resident:
         interval = SECOND // rate if rate else 0
         frames = self.kernel.parameters.ring_bytes // self.kernel.connections.frame
         per_cpu = max(1, frames // (4 * (os.cpu_count() or 1)))
+        thresholds.put_ports(self.kernel, s)
         self.kernel.apply(
-            KernelSettings(
-                window_ns=s.scan_window_ns,
-                block_ns=s.block_duration_ns,
+            thresholds.of(s)._replace(
                 fold_interval_ns=interval,
                 fold_burst_ns=interval * (rate if self.budget.saving else s.log_fold_burst),
                 seed=self._seed,
                 lists_generation=max(1, self.kernel.settings().lists_generation),
                 wakeup_mask=(1 << (per_cpu.bit_length() - 1)) - 1,
-                ports=s.scan_ports,
                 observe=int(self.mode == "observe"),
                 generation=self.folds.generation,
             )
         )
+
+    def _name_rule(self, number: int) -> str:
+        return thresholds.name_rule(self.settings, number)
 
     def restore(self, saved: state.Saved) -> None:
         """What the state file holds; blocks only where the kernel half has not kept them itself."""
@@ -269,15 +271,16 @@ class Resident:
         local, sources = self.lists.sizes()
         parameters = self.kernel.parameters
         return {
-            "trackers": (self._tracked(), parameters.trackers),
+            "trackers": (self._tracked()[0], parameters.trackers),
+            "suspects": (self._tracked()[1], parameters.suspects),
             "blocks": (sum(1 for _ in self.kernel.blocks.read()), parameters.blocks),
             "local": (local, program.PREFIXES),
             "sources": (sources, program.PREFIXES),
         }
 
-    def _tracked(self) -> int:
+    def _tracked(self) -> tuple[int, int]:
         if clock.boot_ns() >= self._tracked_due_ns:
-            self._tracked_count = self.kernel.tracked()
+            self._tracked_count = self.kernel.tracked(), self.kernel.suspected()
             self._tracked_due_ns = clock.boot_ns() + 60 * SECOND
         return self._tracked_count
 
@@ -287,16 +290,16 @@ class Resident:
         fields.setdefault("boot_ns", clock.boot_ns())
         self.drain.say(Notice(event_type=event_type, **fields))
 
-    def _on_scan(self, scan: Scan) -> None:
-        if scan.block != BLOCKED:
+    def _on_alert(self, alert: Alert) -> None:
+        if alert.block != BLOCKED:
             return
         self.unsaved = True
-        if scan.until_ns and (not self._next_end_ns or scan.until_ns < self._next_end_ns):
-            self._next_end_ns = scan.until_ns
-        if scan.saddr in self._ended:  # our sweep may have hit the new block instead of the old one
-            self._put(Block(scan.saddr, scan.until_ns, scan.boot_ns, 0, scan.attachment))
-        if self.lists.allows(scan.saddr):  # since a moment ago: the kernel half did not know yet
-            self.unblock(scan.saddr, "allowed")
+        if alert.until_ns and (not self._next_end_ns or alert.until_ns < self._next_end_ns):
+            self._next_end_ns = alert.until_ns
+        if alert.saddr in self._ended:  # our sweep may have hit the new block instead of the old one
+            self._put(Block(alert.saddr, alert.until_ns, alert.boot_ns, 0, alert.attachment))
+        if self.lists.allows(alert.saddr):  # since a moment ago: the kernel half did not know yet
+            self.unblock(alert.saddr, "allowed")
 
     # once a second
 
@@ -307,6 +310,7 @@ class Resident:
             self.folds.tell(now, _SAVING_SUMMARY_NS if self.budget.saving else SECOND)
             self.drops.tell(now, self.shown_mode())
             self.losses.tell(now, self.drain)
+            self.storms.tell(now, self.shown_mode())
             self._note()
         self._save_space(now)
         if self.unsaved and now - self._saved_ns >= _SAVE_EVERY_NS:

@@ -12,7 +12,9 @@ from dataclasses import dataclass, field, fields
 from typing import Any, TypeVar
 
 from packetwatch.address import Prefix
-from packetwatch.kinds import Kind, Listen, choice, duration, interfaces, listen, path, prefixes, size, whole, yes_no
+from packetwatch.detection import Rule
+from packetwatch.kinds import Kind, Listen, Ports, choice, duration, interfaces, listen, path, ports, prefixes
+from packetwatch.kinds import rules, size, whole, yes_no
 
 T = TypeVar("T")
 
@@ -100,6 +102,9 @@ class Settings:
     block: tuple[Prefix, ...] = _row(
         "block", "", prefixes(),
         "Sources that are always blocked. What is allowed as well is not blocked.", adds=True)
+    open_ports: Ports = _row(
+        "open_ports", "", ports(),
+        "Ports that are open though no socket of this host listens, as behind DNAT or IPVS.", adds=True)
     socket: str = _row(
         "socket", "/run/packetwatch/packetwatch.sock", path(SOCKET_BYTES),
         "Unix socket for status, block, allow and the other commands.", live=False)
@@ -119,8 +124,27 @@ class Settings:
         "scan.ports", "3", whole(2, 64), "So many distinct ports within the window make a scan.")
     scan_window_ns: int = _row(
         "scan.window", "60s", duration("1s", "24h"), "Time within which the ports of a scan are reached.")
+    scan_count: str = _row(
+        "scan.count", "all", choice("all", "closed"),
+        "Whether ports that are open count for a scan as well, or closed ones alone.")
+    block_rules: tuple[Rule, ...] = _row(
+        "block.rules", "3:closed:60s 5:closed:10m 10:closed:24h", rules(8),
+        "Who reaches so many distinct ports within the window is blocked by that rule, for longer each time. "
+        "A scan that none of them matches is blocked for a minute at most.")
+    block_honeypot_ports: Ports = _row(
+        "block.honeypot_ports", "", ports(),
+        "Ports that nobody has a reason to reach: who does is blocked at once.", adds=True)
+    block_first_ns: int = _row(
+        "block.first", "60s", duration("1s", "3650d"),
+        "How long a source is blocked the first time; each time after that doubles it, up to block.duration.")
     block_duration_ns: int = _row(
-        "block.duration", "1h", duration("1s", "3650d", forever=True), "How long a source stays blocked after a scan.")
+        "block.duration", "1h", duration("1s", "3650d", forever=True), "How long a source is blocked at most.")
+    block_forget_ns: int = _row(
+        "block.forget", "24h", duration("1s", "3650d"),
+        "After so long without a block a source counts as new again.")
+    block_storm: int = _row(
+        "block.storm", "100", whole(0, 1_000_000),
+        "New blocks in a minute above which no more are made until it is over: so many are forged. 0 is no limit.")
     xdp_mode: str = _row(
         "xdp.mode", "auto", choice("auto", "native", "generic"),
         "Where the program sits: in the driver (native), behind it (generic), or what works (auto).")

@@ -8,11 +8,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 
-#: What look() finds: nothing that could matter; what opens a connection or belongs to none; something that the
+from packetwatch import event
+#: What look() finds: nothing that could matter; what opens a connection; what no connection has; something that the
 #: kernel half alone can tell; an answer to a SYN.
-NOTHING, SYN, UNSURE, OPENED, REFUSED = range(5)
+NOTHING, SYN, PROBE, UNSURE, OPENED, REFUSED = range(6)
 
-UNKNOWN, OPEN, CLOSED = range(3)  #: enum replay_port of bpf/replay.h
+UNKNOWN = 0  #: state of a port; the others are event.OPEN and event.CLOSED
 
 _KNOWN_PORTS = 65536  # 12 MB with IPv6; beyond that all are learned anew
 _ETHERNET_BYTES = 14
@@ -37,7 +38,7 @@ _UNSURE: Seen = (UNSURE, _NONE)
 def look(frame: bytes) -> Seen:
     """Of an Ethernet frame."""
     if frame[12:15] == _PLAIN and len(frame) > 47 and frame[23] == _TCP and not frame[20] & 0x3F and not frame[21]:
-        if not frame[47] & (_ACK_BIT | _RST_BIT):  # what floods consist of, sooner than below
+        if frame[47] & _BITS == _SYN_BIT:  # what floods consist of, sooner than below
             return SYN, frame[30:34] + frame[36:38]
     kind, at = frame[12:14], _ETHERNET_BYTES
     if kind in _TAGS:
@@ -88,7 +89,8 @@ def _look_tcp(frame: bytes, tcp: int, source: int, size: int) -> Seen:
     """source: where the addresses begin, of `size` bytes each."""
     flags = frame[tcp + _FLAGS_AT]
     if not flags & (_ACK_BIT | _RST_BIT):
-        return SYN, frame[source + size : source + 2 * size] + frame[tcp + 2 : tcp + 4]
+        port = frame[source + size : source + 2 * size] + frame[tcp + 2 : tcp + 4]
+        return SYN if flags & _BITS == _SYN_BIT else PROBE, port
     if flags & _BITS == _SYN_BIT | _ACK_BIT:
         return OPENED, frame[source : source + size] + frame[tcp : tcp + 2]
     if flags & _BITS == _RST_BIT | _ACK_BIT and frame[tcp + 4 : tcp + 8] == b"\0\0\0\0":
@@ -147,7 +149,7 @@ class Lookahead:
 
     def answer(self, what: int, port: bytes) -> None:
         """OPENED or REFUSED, of a port."""
-        state = OPEN if what == OPENED else CLOSED
+        state = event.OPEN if what == OPENED else event.CLOSED
         self._older.answer(port, state)
         self._newer.answer(port, state)
         if len(self._known) >= _KNOWN_PORTS:

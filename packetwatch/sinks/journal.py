@@ -13,9 +13,9 @@ from collections import deque
 from collections.abc import Iterable, Sequence
 from typing import Any, Optional
 
-from packetwatch.event import ALLOWED, WOULD_DROP, Batch, Connection, Notice
+from packetwatch.event import ALLOWED, CLOSED, OPEN, WOULD_DROP, Batch, Connection, Notice
 
-from .records import KINDS, SECOND, UNKNOWN, Form, Record, clean, fields, rfc3339
+from .records import KINDS, SECOND, UNKNOWN, Form, Record, clean, fields, port_state, rfc3339
 from .text import NEW, WOULD, host, sentence
 from .writer import Tally
 
@@ -84,7 +84,8 @@ def _head(event_type: str) -> list[tuple[str, str]]:
 
 def _tail(flags: int) -> str:
     allowed = "PACKETWATCH_ALLOWED=true\n" if flags & ALLOWED else ""
-    return "PACKETWATCH_PROTO=TCP\n" + allowed + ("PACKETWATCH_MODE=observe\n" if flags & WOULD_DROP else "")
+    state = f"PACKETWATCH_PORT_STATE={port_state(flags)}\n" if flags & (OPEN | CLOSED) else ""
+    return "PACKETWATCH_PROTO=TCP\n" + state + allowed + ("PACKETWATCH_MODE=observe\n" if flags & WOULD_DROP else "")
 
 
 def plain(value: Any) -> str:

@@ -7,9 +7,9 @@ The loop over connections is what a flood costs in user space; it is written for
 from __future__ import annotations
 
 from collections.abc import Sequence
-from packetwatch.event import ALLOWED, WOULD_DROP, Batch, Connection, Notice
+from packetwatch.event import ALLOWED, CLOSED, OPEN, WOULD_DROP, Batch, Connection, Notice
 
-from .records import SECOND, UNKNOWN, Form, fields, quoted, rfc3339
+from .records import SECOND, UNKNOWN, Form, fields, port_state, quoted, rfc3339
 
 
 class _Heads(dict[int, str]):
@@ -27,7 +27,8 @@ def _head(interface: str) -> str:
 def _tail(flags: int) -> str:
     allowed = ',"allowed":true' if flags & ALLOWED else ""
     mode = ',"mode":"observe"' if flags & WOULD_DROP else ""
-    return f',"proto":"TCP"{allowed}{mode}}}\n'
+    state = f',"port_state":"{port_state(flags)}"' if flags & (OPEN | CLOSED) else ""
+    return f',"proto":"TCP"{state}{allowed}{mode}}}\n'
 
 
 TAILS = tuple(map(_tail, range(256)))

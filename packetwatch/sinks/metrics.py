@@ -28,6 +28,11 @@ _IP_FREEBIND, _IPV6_FREEBIND = (socket.IPPROTO_IP, 15), (socket.IPPROTO_IPV6, 78
 Sample = tuple[tuple[str, ...], float]
 
 
+_BY_FAMILY = (
+    "syns", "connections", "connections_folded", "connections_would_drop", "probes", "probes_untold", "scans"
+)
+
+
 class Snapshot(NamedTuple):
     """All that the metrics tell, at one moment."""
 
@@ -50,13 +55,17 @@ def samples(s: Snapshot) -> dict[str, list[Sample]]:
     found: dict[str, list[Sample]] = {
         "packetwatch_blocks": [((reason,), made) for reason, made in s.blocks.items()],
         "packetwatch_blocks_refused": [((), s.total.counters.refused)],
+        "packetwatch_blocks_frozen": [((), s.total.counters.frozen)],
         "packetwatch_blocked_sources": [((), s.blocked)],
         "packetwatch_malformed": _named(MALFORMED, s.total.counters.malformed),
         "packetwatch_syns_ignored": _named(IGNORED, s.total.counters.ignored),
         "packetwatch_alerts_lost": [((), s.total.counters.alerts_lost)],
         "packetwatch_table_entries": [((name,), table[0]) for name, table in s.tables.items()],
         "packetwatch_table_capacity": [((name,), table[1]) for name, table in s.tables.items()],
-        "packetwatch_evictions": [(("trackers",), s.total.counters.evicted)],
+        "packetwatch_evictions": [
+            (("trackers",), s.total.counters.evicted),
+            (("suspects",), s.total.counters.suspects_evicted),
+        ],
         "packetwatch_interface_attached": [((name,), on) for name, on in s.attached.items()],
         "packetwatch_interface": [((name, mode), 1) for name, mode in s.modes.items()],
         "packetwatch_mode": [((mode,), mode == s.mode) for mode in MODES],
@@ -67,7 +76,7 @@ def samples(s: Snapshot) -> dict[str, list[Sample]]:
         "packetwatch_build": [((__version__, s.program, platform.python_version()), 1)],
         "conn_count": [((), sum(s.total.counters.syns))],
     }
-    for name in ("syns", "connections", "connections_folded", "connections_would_drop", "scans"):
+    for name in _BY_FAMILY:
         found[f"packetwatch_{name}"] = []
     found["packetwatch_connections_dropped"], found["packetwatch_connections_lost"] = [], []
     places = [RING, *list(s.sinks)[:1]]  # the first log is the one that decides what is lost
@@ -89,6 +98,8 @@ def _of_account(interface: str, account: Account, places: Sequence[str]) -> Iter
         yield "packetwatch_connections", (labels, account.recorded(i))
         yield "packetwatch_connections_folded", (labels, c.folded[i])
         yield "packetwatch_connections_would_drop", (labels, c.would_drop[i])
+        yield "packetwatch_probes", (labels, c.probes[i])
+        yield "packetwatch_probes_untold", (labels, c.probes_untold[i])
         yield "packetwatch_scans", (labels, c.scans[i])
         for r, reason in enumerate(DROP_REASONS):
             yield "packetwatch_connections_dropped", ((*labels, reason), c.dropped[r * len(FAMILIES) + i])

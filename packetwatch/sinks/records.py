@@ -13,7 +13,7 @@ from datetime import datetime, timedelta, timezone
 from typing import Any, NamedTuple, Optional, Union
 
 from packetwatch import address
-from packetwatch.event import Batch, Connection, Notice
+from packetwatch.event import CLOSED, OPEN, Batch, Connection, Notice
 
 SECOND = 1_000_000_000
 EPOCH = datetime(1970, 1, 1, tzinfo=timezone.utc)
@@ -46,21 +46,35 @@ KINDS = {
         6,
         "New connection: {source} -> {target}",
         "Would block connection: {source} -> {target}",
-        ("src_ip", "src_port", "dest_ip", "dest_port", "proto", "allowed", "mode"),
+        ("src_ip", "src_port", "dest_ip", "dest_port", "proto", "port_state", "allowed", "mode"),
+    ),
+    "probe": Kind(
+        "cc0a0c14942e42a1b3bc033f30a3a037",
+        6,
+        "Probe{flags}:{source}{target}",
+        "Would drop probe{flags}:{source}{target}",
+        ("src_ip", "src_port", "dest_ip", "dest_port", "proto", "tcp_flags", "port_state", "mode"),
     ),
     "scan": Kind(
         "e5bfb9708c0c4709a4450848c4f31a4b",
         4,
         "Port scan detected: {plain} -> {destination} on ports {ports}{why}",
         "Port scan detected: {plain} -> {destination} on ports {ports}{why}",
-        ("src_ip", "dest_ip", "proto", "ports", "reason", "mode", "message"),
+        ("src_ip", "dest_ip", "proto", "ports", "closed_ports", "reason", "mode", "message"),
     ),
     "block": Kind(
         "fd736adac4f54969b5f1e557b7e6fef2",
         5,
         "Blocked {plain} {duration}{why}",
         "Would block {plain} {duration}{why}",
-        ("src_ip", "until", "reason", "mode", "message"),
+        ("src_ip", "until", "reason", "rule", "ports", "mode", "message"),
+    ),
+    "storm": Kind(
+        "98dbece0888a4b5194ae98468f1664bc",
+        4,
+        "Storm of blocks: {sources} not blocked{since}{detail}",
+        "Storm of blocks: {sources} would not be blocked{since}{detail}",
+        ("count", "since", "mode", "message"),
     ),
     "unblock": Kind(
         "459129879d844cdbbf59f452e38b3a25",
@@ -200,7 +214,12 @@ def fields(notice: Notice, clock_ns: int) -> dict[str, Any]:
         "dest_ip": notice.destination,
         "dest_port": notice.dest_port,
         "proto": "TCP",
+        "src_port": notice.src_port,
+        "port_state": notice.port_state,
+        "tcp_flags": notice.tcp_flags,
         "ports": None if notice.ports is None else list(notice.ports),
+        "closed_ports": list(notice.closed_ports) if notice.closed_ports else None,
+        "rule": notice.rule,
         "count": notice.count,
         "since": None if notice.since_ns is None else rfc3339(notice.since_ns + clock_ns),
         "until": until(notice.until_ns, clock_ns),
@@ -211,6 +230,11 @@ def fields(notice: Notice, clock_ns: int) -> dict[str, Any]:
         "message": message(notice),
     }
     return {name: values[name] for name in COMMON + kind.fields if values.get(name) is not None}
+
+
+def port_state(flags: int) -> Optional[str]:
+    """open, closed, or None where it was not looked up."""
+    return "open" if flags & OPEN else "closed" if flags & CLOSED else None
 
 
 def message(notice: Notice) -> Optional[str]:

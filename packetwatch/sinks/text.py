@@ -71,6 +71,8 @@ def words(n: Notice, clock_ns: int) -> dict[str, str]:
         "why": f" ({n.reason})" if n.reason and not usual else "",
         "connections": counted(n.count, "connection"),
         "records": counted(n.count, "record"),
+        "sources": counted(n.count, "source"),
+        "flags": "" if n.tcp_flags is None else f" with {n.tcp_flags or 'no flags'}",
         "level": LEVELS.get(n.level or "", n.level or "interface"),
         "where": PLACES.get(n.where or "", f" at {n.where}" if n.where else ""),
         "since": "" if n.since_ns is None else f" since {local(n.since_ns + clock_ns)}",

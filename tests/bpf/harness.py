@@ -15,8 +15,8 @@ import subprocess
 import sys
 from pathlib import Path
 
-from packetwatch import address, event, libbpf, loader, program
-from packetwatch.kernel import ZERO, Attachment, Counters, Kernel, KernelSettings
+from packetwatch import address, detection, event, libbpf, loader, program
+from packetwatch.kernel import ZERO, Attachment, Counters, Kernel, KernelRule, KernelSettings
 from packetwatch.metricnames import FAMILIES, IGNORED, MALFORMED
 from packetwatch.rules import Source
 
@@ -30,6 +30,11 @@ CLOCKED = program.Parameters(trackers=256, blocks=64, ring_bytes=1 << 16, header
 SETTINGS = KernelSettings(
     window_ns=60 * SECOND,
     block_ns=3600 * SECOND,
+    first_ns=3600 * SECOND,
+    open_ns=3600 * SECOND,
+    forget_ns=86400 * SECOND,
+    keep_ns=60 * SECOND,
+    suspect_ns=0,
     fold_interval_ns=0,
     fold_burst_ns=0,
     seed=0x1234567,
@@ -38,10 +43,17 @@ SETTINGS = KernelSettings(
     ports=3,
     observe=0,
     generation=0,
+    count_closed=0,
+    storm=0,
+    rules=(),
 )
+#: Bytes of a set of trackers and of one of suspects, and of what stands before a way's slots.
+TRACKER_HEAD, SUSPECT_HEAD = program.TRACKER_HEAD.size, program.SUSPECT_HEAD.size
+TRACKER_SET = 8 + 4 * (TRACKER_HEAD + 8 * event.SCAN_SLOTS)
+SUSPECT_SET = 8 + 4 * (SUSPECT_HEAD + 8 * detection.SUSPECT_SLOTS)
 #: Instructions that the verifier may walk, of a million; where it gives none, it is no Linux since 5.16.
 VERIFIED = range(10_000, 400_000)
-KEY_BYTES = {"local": 20, "sources": 20, "blocks": 16, "folds_by_source": 24, "folds_by_port": 24}
+KEY_BYTES = {"local": 20, "sources": 20, "blocks": 16, "offenders": 16, "folds_by_source": 24, "folds_by_port": 24}
 
 #: A clock that a test sets; at 0 it is the real one.
 CLOCK = """
@@ -108,7 +120,10 @@ class Rig:
             for key in list(libbpf.keys(kernel.maps[name], size)):
                 libbpf.delete(kernel.maps[name], key)
         kernel.sources.mark_only(())
-        empty_array(kernel, "trackers", kernel.parameters.trackers // 4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS))
+        empty_array(kernel, "trackers", kernel.parameters.trackers // 4, TRACKER_SET)
+        empty_array(kernel, "suspects", min(program.SUSPECTS, kernel.parameters.trackers) // 4, SUSPECT_SET)
+        empty_array(kernel, "storm", 1, 16)
+        kernel.put_ports((), ())
         empty_array(kernel, "attachments", program.ATTACHMENT_CELLS, program.ATTACHMENT.size)
         empty_array(kernel, "folds_by_interface", program.ATTACHMENTS * 2, 16 * libbpf.possible_cpus())
         for attachment in range(program.ATTACHMENTS):
@@ -120,16 +135,25 @@ class Rig:
         if self.clock is not None:
             self.at(1000 * SECOND)
         drain(kernel.connections, event.connections)
-        drain(kernel.alerts, event.scans)
-        self.seen, self.seen_scans, self.seen_folds = [], [], []
+        drain(kernel.probes, event.probes)
+        drain(kernel.alerts, event.alerts)
+        self.seen, self.seen_probes, self.seen_scans, self.seen_folds = [], [], [], []
 
     def settings(self, **changes):
-        """The default settings but for these."""
-        generation = self.kernel.settings().lists_generation
-        self.kernel.apply(SETTINGS._replace(lists_generation=generation, **changes))
+        """The default settings but for these; `block_ns` is the length of every block unless others are given."""
+        if "block_ns" in changes:
+            changes = {"first_ns": changes["block_ns"], "open_ns": changes["block_ns"], **changes}
+        self._apply(SETTINGS, lists_generation=self.kernel.settings().lists_generation, **changes)
 
     def change(self, **changes):
-        self.kernel.apply(self.kernel.settings()._replace(**changes))
+        self._apply(self.kernel.settings(), **changes)
+
+    def _apply(self, settings, **changes):
+        block_rules = [detection.Rule(*rule) for rule in changes.pop("rules", ())]
+        changes["rules"] = tuple(KernelRule(rule.window_ns, rule.ports, int(rule.closed)) for rule in block_rules)
+        settings = settings._replace(**changes)
+        keep_ns, suspect_ns = detection.windows(settings.window_ns, block_rules)
+        self.kernel.apply(settings._replace(keep_ns=keep_ns, suspect_ns=suspect_ns))
 
     def attach(self, number=0, ifindex=LO, mac=MAC, loopback=False, mac_test=True):
         self.kernel.put_attachment(Attachment(number, ifindex, mac, loopback, mac_test))
@@ -166,8 +190,14 @@ class Rig:
         self.seen += new
         return new
 
+    def probes(self):
+        new = drain(self.kernel.probes, event.probes)
+        self.seen_probes += new
+        return new
+
     def scans(self):
-        new = drain(self.kernel.alerts, event.scans)
+        """The alerts raised since the last call."""
+        new = drain(self.kernel.alerts, event.alerts)
         self.seen_scans += new
         return new
 
@@ -188,7 +218,10 @@ class Rig:
         total = self.counters()
         assert sum(total.recorded) == len(self.seen)
         assert sum(total.folded) == sum(fold.count for fold in self.seen_folds)
-        assert sum(total.scans) == len(self.seen_scans) + total.alerts_lost
+        completed = sum(bool(alert.flags & event.SCAN) for alert in self.seen_scans)
+        assert completed <= sum(total.scans) <= completed + total.alerts_lost
+        self.probes()
+        assert sum(total.probes) == len(self.seen_probes) + sum(total.probes_untold)
 
 
 def imbalance(c: Counters):

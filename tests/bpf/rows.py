@@ -12,8 +12,9 @@ from typing import Callable, NamedTuple, Optional
 from packetwatch.metricnames import IGNORED, MALFORMED
 from tests import frames as f
 
-SYN, OTHER = "syn", "other"
-WORDS = {SYN, OTHER, *IGNORED, *MALFORMED}
+#: TINY: a first fragment that ends before the flags, malformed and a probe.
+SYN, PROBE, TINY, OTHER = "syn", "probe", "tiny", "other"
+WORDS = {SYN, PROBE, TINY, OTHER, *IGNORED, *MALFORMED}
 
 
 class Ends(NamedTuple):
@@ -159,8 +160,8 @@ REACHES = [
     row("IPv4, what looks like LSRR inside another option", v4(ip={"options": OPTION(30, b"\x83\3\4")}), SYN),
     row("IPv4, fragments of 16 bytes", v4_fragments(16), SYN, OTHER),
     row("IPv4, fragments of 16 bytes, last first", v4_fragments(16, -1), OTHER, SYN),
-    row("IPv4, fragments of 8 bytes", v4_fragments(8), "fragment", OTHER, OTHER, why="no first fragment has the flags"),
-    row("IPv4, fragments of 8 bytes, last first", v4_fragments(8, -1), OTHER, OTHER, "fragment", why="as in order"),
+    row("IPv4, fragments of 8 bytes", v4_fragments(8), TINY, OTHER, OTHER, why="no first fragment has the flags"),
+    row("IPv4, fragments of 8 bytes, last first", v4_fragments(8, -1), OTHER, OTHER, TINY, why="as in order"),
     row("IPv4, first fragment with options", v4_first_and_rest(24, 24, **FRAGMENT_ROOM), SYN, OTHER),
     row("802.1Q priority tag", in_tags(1), SYN),
     row("802.1ad priority tag", in_tags(1, f.ETH_8021AD), SYN),
@@ -220,13 +221,15 @@ DISCARDED = [
     row("data offset beyond the packet", v4(tcp={"doff": 6}), "tcp_header"),
     row("data offset beyond the packet, IPv6", v6(tcp={"doff": 6}), "tcp_header"),
     row("data offset beyond the packet, inside the frame", v4(tcp={"doff": 6}, pad=8), "tcp_header"),
-    row("SYN and FIN", v4(tcp={"flags": f.SYN | f.FIN}), OTHER),
+    row("SYN and FIN", v4(tcp={"flags": f.SYN | f.FIN}), PROBE),
     row("SYN and RST", v4(tcp={"flags": f.SYN | f.RST}), OTHER),
     row("SYN and ACK", v4(tcp={"flags": f.SYN | f.ACK}), OTHER),
-    row("SYN and FIN, IPv6", v6(tcp={"flags": f.SYN | f.FIN}), OTHER),
+    row("SYN and FIN, IPv6", v6(tcp={"flags": f.SYN | f.FIN}), PROBE),
     *(row(name, v4(tcp={"flags": flags}), OTHER)
-      for name, flags in (("no flags", 0), ("FIN", f.FIN), ("ACK", f.ACK), ("RST", f.RST), ("all flags", 0xFF),
-                          ("FIN, PSH and URG", f.FIN | f.PSH | f.URG))),
+      for name, flags in (("ACK", f.ACK), ("RST", f.RST), ("all flags", 0xFF))),
+    *(row(name, v4(tcp={"flags": flags}), PROBE)
+      for name, flags in (("no flags", 0), ("FIN", f.FIN), ("FIN, PSH and URG", f.FIN | f.PSH | f.URG))),
+    row("FIN, IPv6", v6(tcp={"flags": f.FIN}), PROBE),
     row("destination MAC of another", v4(to="02:00:00:00:00:77"), "foreign_mac"),
     row("destination MAC of another, IPv6", v6(to="02:00:00:00:00:77"), "foreign_mac"),
     row("destination MAC broadcast", v4(to="ff:ff:ff:ff:ff:ff"), "foreign_mac"),
@@ -303,7 +306,7 @@ DISCARDED = [
         v6(f.options_header(f.HOP_BY_HOP), f.fragment_header(), ip={"length": 0}), "ip_header"),
     row("first fragment of 16 bytes, IPv6", v6_fragments(16), SYN, OTHER,
         why="has the flags; Linux wants the whole header since 5.11 (RFC 8200)"),
-    row("first fragment of 14 bytes", v4_first_and_rest(14, 16), "fragment", OTHER),
+    row("first fragment of 14 bytes", v4_first_and_rest(14, 16), TINY, OTHER),
     row("first fragment of 8 bytes, IPv6", v6_fragments(8), "fragment", OTHER, OTHER),
     row("first fragment of 22 bytes, IPv6", v6_raw(SYN_BYTES + b"xx", f.fragment_header(0, True)), "fragment"),
     *(row(f"fragment at {8 << n} that looks like a SYN", v4_raw(SYN_BYTES, offset=8 << n), OTHER) for n in range(13)),

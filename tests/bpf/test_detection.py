@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from packetwatch import address, detection, event, libbpf, rules
+from packetwatch import address, detection, event, libbpf, program, rules
 from packetwatch.address import parse, parse_prefix
 from packetwatch.kernel import Block
 from tests import frames as f
@@ -37,7 +37,7 @@ def outcome(host, source, port):
     if scans:
         scan, = scans
         assert scan.saddr == parse(source) and scan.boot_ns == host.time_ns and verdict == PASS
-        return detection.Verdict(detection.SCAN, scan.ports, scan.until_ns)
+        return detection.Verdict(detection.SCAN, scan.ports, scan.until_ns, scan.rule)
     if verdict == DROP:
         return detection.Verdict(detection.DROP)
     would = records[0][6] & event.WOULD_DROP
@@ -49,14 +49,17 @@ def same(found, wanted):
     return found == (wanted if wanted.action == detection.SCAN else detection.Verdict(wanted.action))
 
 
-def walk(host, guard, chance, sources, ports, steps, count):
-    now = START
+def walk(host, guard, chance, sources, ports, steps, count, open_ports=()):
+    """Random SYNs; returns the rules that blocked."""
+    now, matched = START, set()
     for number in range(count):
         now = max(now + chance.choice(steps), START)
         host.at(now)
         source, port = chance.choice(sources), chance.choice(ports)
-        found, wanted = outcome(host, source, port), guard.judge(parse(source), port, now)
+        found, wanted = outcome(host, source, port), guard.judge(parse(source), port, now, port not in open_ports)
         assert same(found, wanted), (number, source, port, now)
+        matched.add(wanted.rule)
+    return matched
 
 
 @pytest.mark.parametrize("enforce", (True, False), ids=("enforce", "observe"))
@@ -66,12 +69,37 @@ def test_random_syns_have_the_oracles_verdicts(host, seed, ports, enforce):
     chance = random.Random(f"{seed} {ports} {enforce}")
     block_ns = chance.choice((SECOND, WINDOW, 0))
     host.settings(ports=ports, window_ns=WINDOW, block_ns=block_ns, observe=int(not enforce))
-    guard = detection.Guard(detection.Detector(ports, WINDOW), block_ns, enforce)
+    guard = detection.Guard(detection.Detector(ports, WINDOW), detection.Blocks(*[block_ns] * 3), enforce)
     step = WINDOW // ports
     steps = (0, 1, TICK, TICK - 1, -TICK, SECOND // 5, step - TICK, step, step + TICK, step // 8, 2 * step)
     numbers = [chance.randrange(65536) for _ in range(chance.choice((ports, ports + 1, 2 * ports)))]
     walk(host, guard, chance, (A, B, C, D), numbers, steps, 1500)
     assert host.counters().evicted == 0
+
+
+@pytest.mark.parametrize("count_closed", (False, True), ids=("all", "closed"))
+@pytest.mark.parametrize("seed", range(12))
+def test_random_rules_have_the_oracles_verdicts(host, seed, count_closed):
+    """With open and closed ports, blocks that double, and windows from a part to a multiple of the scan's."""
+    chance = random.Random(f"{seed} {count_closed}")
+    ports = chance.choice((2, 3, 8, 40))
+    several = ((8 * SECOND, SECOND, SECOND), (0, SECOND, SECOND), (WINDOW, 2 * SECOND, SECOND))
+    lengths = detection.Blocks(*chance.choice(several), chance.choice((SECOND, WINDOW)))
+    block_rules = [
+        detection.Rule(chance.randint(1, 16 if closed else 64), closed, WINDOW * chance.choice((1, 3, 15)) // 3)
+        for closed in chance.choices((False, True, True), k=chance.choice((0, 1, 7)))
+    ]
+    block_rules.append(detection.Rule(chance.choice((1, 2, 3)), True, 5 * WINDOW))
+    numbers = [chance.randrange(65536) for _ in range(24)]
+    open_ports = set(numbers[: chance.choice((0, 8, 16))])
+    host.kernel.put_ports(open_ports, ())
+    longest, first, opened, forget_ns = lengths
+    host.settings(ports=ports, window_ns=WINDOW, block_ns=longest, first_ns=first, open_ns=opened, forget_ns=forget_ns,
+                  rules=block_rules, count_closed=int(count_closed))
+    guard = detection.Guard(detection.Detector(ports, WINDOW, 64, block_rules, count_closed), lengths)
+    steps = (0, 1, TICK, TICK - 1, -TICK, WINDOW // 20, WINDOW // 3, WINDOW // 3 - TICK)
+    assert walk(host, guard, chance, (A, C), numbers, steps, 1200, open_ports) > {0}
+    assert host.counters().evicted == host.counters().suspects_evicted == 0
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -94,7 +122,7 @@ def test_random_lists_have_the_oracles_verdicts(host, seed):
         host.kernel.lists_changed()
         before = host.kernel.sources.read()
         assert before == after
-        guard = detection.Guard(detection.Detector(3, WINDOW), 1, True, after)
+        guard = detection.Guard(detection.Detector(3, WINDOW), detection.Blocks(1, 1, 1), True, after)
         host.settings(window_ns=WINDOW, block_ns=1)
         forget(host)
         walk(host, guard, chance, (A, B, C, D), (80, 81), (SECOND, WINDOW // 4), 60)
@@ -102,7 +130,7 @@ def test_random_lists_have_the_oracles_verdicts(host, seed):
 
 def forget(host):
     """Empties the trackers."""
-    harness.empty_array(host.kernel, "trackers", harness.CLOCKED.trackers // 4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS))
+    harness.empty_array(host.kernel, "trackers", harness.CLOCKED.trackers // 4, harness.TRACKER_SET)
 
 
 @pytest.mark.parametrize("ports", (2, 3, 64))
@@ -143,15 +171,15 @@ def test_a_repeated_port_moves_nothing_but_itself(host):
 
 def trackers(host):
     """(source, [(time, port), ...]) of every tracker in use."""
-    size = 32 + 8 * event.SCAN_SLOTS
+    head, size = harness.TRACKER_HEAD, harness.TRACKER_HEAD + 8 * event.SCAN_SLOTS
     sets = range(harness.CLOCKED.trackers // 4)
-    for _, value in libbpf.items_array(host.kernel.maps["trackers"], sets, 8 + 4 * size):
+    for _, value in libbpf.items_array(host.kernel.maps["trackers"], sets, harness.TRACKER_SET):
         for start in range(8, len(value), size):
             way = value[start : start + size]
-            words = memoryview(way[32:]).cast("Q").tolist()
-            used = words[: words.index(0)] if 0 in words else words
-            if any(way[16:24]):
-                yield way[:16], [(word & ~0xFFFF, word & 0xFFFF) for word in used]
+            source, last_ns, _, _, count = program.TRACKER_HEAD.unpack(way[:head])
+            if last_ns:
+                words = memoryview(way[head:]).cast("Q").tolist()[:count]
+                yield source, [(word & -TICK, word & 0xFFFF) for word in words]
 
 
 def test_ports_0_and_65535_are_ports_like_others(host):
@@ -171,8 +199,9 @@ def test_the_record_of_a_scan_is_complete(host):
     host.settings(block_ns=HOUR)
     send(host, C, 80, 81, 82)
     scan, = host.scans()
-    assert scan == event.Scan(
-        START, START + HOUR, parse(C), parse(traffic.HOST6), 0, event.IPV6, event.BLOCKED, (80, 81, 82)
+    flags, ports = event.IPV6 | event.SCAN, (80, 81, 82)
+    assert scan == event.Alert(
+        START, START + HOUR, parse(C), parse(traffic.HOST6), 0, flags, event.BLOCKED, event.NO_RULE, ports, ports
     )
     assert traffic.ports(host.records()) == [80, 81, 82]
     assert host.counters().scans == (0, 1)
@@ -245,8 +274,8 @@ def test_observe_records_what_enforce_would_drop(host):
     host.settings(observe=1)
     assert send(host, A, 80, 81, 82, 83, 84) == [PASS] * 5
     scan, = host.scans()
-    assert scan.flags == event.WOULD_DROP and scan.block == event.BLOCKED
-    assert [record[6] for record in host.records()] == [0, 0, 0, event.WOULD_DROP, event.WOULD_DROP]
+    assert scan.flags == event.WOULD_DROP | event.SCAN and scan.block == event.BLOCKED
+    assert [record[6] for record in host.records()] == [event.CLOSED] * 3 + [event.WOULD_DROP] * 2
     counted = host.counters()
     assert counted.would_drop == (2, 0) and sum(counted.dropped) == 0 and counted.recorded == (5, 0)
     assert traffic.block(host, A).dropped == 2
@@ -273,7 +302,7 @@ def test_observe_would_drop_the_block_list_too(host):
 def test_an_allowed_source_is_recorded_and_never_judged(host):
     host.source("192.0.2.0/24", rules.ALLOW)
     assert send(host, A, *range(100)) == [PASS] * 100
-    assert {record[6] for record in host.records()} == {event.ALLOWED}
+    assert {record[6] for record in host.records()} == {event.ALLOWED | event.CLOSED}
     assert not host.scans() and host.kernel.tracked() == 0
 
 
@@ -284,7 +313,7 @@ def test_an_allowed_source_passes_once_its_block_is_taken_away(host):
     assert send(host, A, 83) == [DROP]
     host.kernel.blocks.remove(parse(A))
     assert send(host, A, 83) == [PASS]
-    assert host.records()[-1][6] == event.ALLOWED
+    assert host.records()[-1][6] == event.ALLOWED | event.CLOSED
 
 
 @pytest.mark.parametrize(
@@ -487,3 +516,100 @@ def test_own_sources_on_a_loopback_device_can_scan(host):
     host.attach(mac=bytes(6), loopback=True, mac_test=False)
     assert send(host, traffic.HOST4, 80, 81, 82, 83) == [PASS, PASS, PASS, DROP]
     assert address.text(host.scans()[0].saddr) == traffic.HOST4
+
+
+def test_the_alert_of_a_rule_names_it_and_its_ports(host):
+    host.settings(rules=[(2, False, WINDOW), (3, True, WINDOW)], ports=64, block_ns=0, first_ns=SECOND)
+    host.kernel.put_ports((22,), ())
+    send(host, A, 22, 81)
+    host.settings(rules=[(9, False, WINDOW), (2, True, WINDOW)], ports=64, block_ns=0, first_ns=SECOND)
+    send(host, C, 81, 22, 82)
+    one, two = host.scans()
+    assert (one.rule, one.ports, one.closed, one.flags) == (1, (22, 81), (81,), 0)
+    assert (two.rule, two.ports, two.closed, two.flags) == (2, (81, 82), (81, 82), event.IPV6)
+    assert one.until_ns == two.until_ns == START + SECOND
+    assert host.counters().scans == (0, 0) and host.counters().blocked == 2
+
+
+def test_a_honeypot_port_blocks_at_once(host):
+    host.settings(first_ns=SECOND)
+    host.kernel.put_ports((), (23,))
+    assert send(host, A, 22, 23, 80) == [PASS, PASS, DROP]
+    alert, = host.scans()
+    assert (alert.rule, alert.ports, alert.closed, alert.flags) == (event.HONEYPOT, (23,), (23,), 0)
+    assert alert.until_ns == START + SECOND
+    host.source(C, rules.ALLOW)
+    assert send(host, C, 23, 24) == [PASS, PASS] and not host.scans()
+
+
+def test_ports_known_as_open_are(host):
+    host.kernel.put_ports((0, 7, 8, 65535), ())
+    send(host, A, 0)
+    send(host, B, 7, 8)
+    send(host, C, 65535, 9)
+    states = [record[6] & (event.OPEN | event.CLOSED) for record in host.records()]
+    assert states == [event.OPEN] * 4 + [event.CLOSED]
+
+
+def test_a_storm_of_blocks_is_frozen_until_its_minute_is_over(host):
+    """The scans are recorded all the same."""
+    host.settings(storm=5)
+    sources = [traffic.source(number) for number in range(8)]
+    for source in sources:
+        send(host, source, 80, 81, 82)
+    assert [alert.block for alert in host.scans()] == [event.BLOCKED] * 5 + [event.FROZEN] * 3
+    assert all(traffic.block(host, source) is None for source in sources[5:])
+    assert host.counters().frozen == 3 and host.counters().blocked == 5
+    assert send(host, sources[0], 80) == [DROP]
+    host.at(START + 60 * SECOND)
+    assert send(host, sources[7], 80, 81, 82, 83)[-1] == DROP
+    assert [alert.block for alert in host.scans()] == [event.BLOCKED]
+
+
+def test_every_replaced_suspect_is_counted(host):
+    host.settings(rules=[(16, True, WINDOW)], ports=64)
+    for number in range(1000):
+        send(host, traffic.source(number), 80)
+    assert host.kernel.suspected() == host.kernel.parameters.suspects
+    assert host.counters().suspects_evicted == 1000 - host.kernel.parameters.suspects
+
+
+PROBES = (0, f.FIN, f.FIN | f.PSH | f.URG, f.SYN | f.FIN, f.URG, f.PSH)
+
+
+def probe(source, port, flags):
+    destination = traffic.HOST6 if ":" in source else traffic.HOST4
+    segment = f.tcp(source, destination, 40000, port, flags)
+    build = f.ipv6 if ":" in source else f.ipv4
+    return f.ethernet(build(source, destination, segment), harness.MAC, bytes(6))
+
+
+@pytest.mark.parametrize("source", (A, C))
+def test_probes_are_recorded_and_dropped(host, source):
+    host.settings(ports=64)
+    assert [host.run(probe(source, 80, flags)) for flags in PROBES] == [DROP] * len(PROBES)
+    assert [each.tcp_flags for each in host.probes()] == list(PROBES)
+    counted = host.counters()
+    assert sum(counted.probes) == len(PROBES) and sum(counted.syns) == 0 == sum(counted.dropped)
+    host.change(observe=1)
+    assert host.run(probe(source, 80, f.FIN)) == PASS
+    each, = host.probes()
+    assert each.flags & event.WOULD_DROP and each.flags & event.CLOSED
+    host.change(observe=0)
+    host.source(source, rules.ALLOW)
+    assert host.run(probe(source, 80, f.FIN)) == PASS and len(host.probes()) == 1
+
+
+def test_probes_make_a_scan_like_syns(host):
+    for port in (80, 81, 82):
+        host.run(probe(A, port, f.FIN))
+    assert [(alert.ports, alert.block) for alert in host.scans()] == [((80, 81, 82), event.BLOCKED)]
+    assert send(host, A, 83) == [DROP]
+    assert traffic.block(host, A).dropped == 1
+
+
+def test_probes_beyond_the_rate_are_counted_only(host):
+    host.settings(ports=64, fold_interval_ns=SECOND, fold_burst_ns=3 * SECOND)
+    for _ in range(10):
+        host.run(probe(A, 80, f.FIN))
+    assert len(host.probes()) == 3 and host.counters().probes_untold == (7, 0)

@@ -8,24 +8,30 @@ import sys
 
 import pytest
 
-from packetwatch import event, kernel, libbpf, marks, metricnames, program, rules
+from packetwatch import detection, event, kernel, libbpf, marks, metricnames, program, rules
 from tests import frames as f
 from tests.bpf import harness
 
 #: struct of C -> (format of Python, bytes before it, fields in the format's order).
 STRUCTS = {
-    "settings": (program.SETTINGS, 0, "window_ns block_ns fold_interval_ns fold_burst_ns seed lists_generation "
-                 "wakeup_mask ports observe generation reserved"),
-    "attachment": (program.ATTACHMENT, 0, "fold_ns ifindex id flags mac"),
+    "settings": (
+        program.SETTINGS, 0,
+        "window_ns block_ns first_ns open_ns forget_ns keep_ns suspect_ns fold_interval_ns fold_burst_ns seed "
+        "lists_generation wakeup_mask ports observe generation count_closed storm rule_count "
+        + " ".join(f"rules[{i}].{name}" for i in range(program.RULES) for name in kernel.KernelRule._fields)
+    ),
+    "attachment": (program.ATTACHMENT, 0, "fold_ns probe_ns ifindex id flags mac"),
     "prefix_key": (program.PREFIX_KEY, 0, "length network"),
     "source": (program.SOURCE, 0, "until_ns dropped flags length"),
     "block": (program.BLOCK, 0, "until_ns since_ns dropped attachment"),
     "fold_key": (program.FOLD_KEY, 0, "saddr dport attachment generation"),
     "fold": (program.FOLD, 0, "count since_ns"),
-    "connection_event": (event.CONNECTION, 8, "boot_ns saddr daddr sport dport attachment flags"),
-    "alert_event": (event.ALERT, 8, "boot_ns until_ns saddr daddr attachment flags block port_count reserved ports"),
+    "offender": (program.OFFENDER, 0, "until_ns count"),
+    "connection_event": (event.PROBE, 8, "boot_ns saddr daddr sport dport attachment flags tcp_flags"),
+    "alert_event": (event.ALERT, 8, "boot_ns until_ns saddr daddr attachment flags block port_count rule ports closed"),
 }
-COUNTERS = {name: width for name, width in zip(kernel.Counters._fields, (*kernel._WIDTHS, 1, 1, 1))}
+_SINGLE = [1] * (len(kernel.Counters._fields) - len(kernel._WIDTHS))
+COUNTERS = {name: width for name, width in zip(kernel.Counters._fields, (*kernel._WIDTHS, *_SINGLE))}
 CONSTANTS = {
     **{f"FAMILY_{name.upper()}": i for i, name in enumerate(metricnames.FAMILIES)},
     **{f"DROP_{name.upper()}": i for i, name in enumerate(metricnames.DROP_REASONS)},
@@ -44,9 +50,22 @@ CONSTANTS = {
     "EVENT_IPV6": event.IPV6,
     "EVENT_ALLOWED": event.ALLOWED,
     "EVENT_WOULD_DROP": event.WOULD_DROP,
+    "EVENT_OPEN": event.OPEN,
+    "EVENT_CLOSED": event.CLOSED,
+    "EVENT_SCAN": event.SCAN,
     "ALERT_NO_BLOCK": event.NO_BLOCK,
     "ALERT_BLOCKED": event.BLOCKED,
     "ALERT_REFUSED": event.REFUSED,
+    "ALERT_FROZEN": event.FROZEN,
+    "RULE_NONE": event.NO_RULE,
+    "RULE_HONEYPOT": event.HONEYPOT,
+    "SLOT_TIME": (1 << 64) - detection.TICK_NS,
+    "SUSPECT_SLOTS": detection.SUSPECT_SLOTS,
+    "DOUBLINGS": detection.DOUBLINGS,
+    "DOUBLINGS_FOREVER": detection.DOUBLINGS_FOREVER,
+    "RULES": program.RULES,
+    "OFFENDERS": program.OFFENDERS,
+    "PORT_BYTES": program.PORT_BYTES,
     "SCAN_SLOTS": event.SCAN_SLOTS,
     "ATTACHMENTS": program.ATTACHMENTS,
     "ATTACHMENT_CELLS": program.ATTACHMENT_CELLS,
@@ -57,10 +76,14 @@ CONSTANTS = {
     "sizeof(struct marks)": marks.SIZE,
     "sizeof(struct recent)": 24,
     "sizeof(struct counters)": kernel.COUNTER_WORDS * 8,
-    "sizeof(struct tracker)": 32 + 8 * event.SCAN_SLOTS,
-    "sizeof(struct tracker_set)": 8 + 4 * (32 + 8 * event.SCAN_SLOTS),
+    "sizeof(struct tracker_set)": harness.TRACKER_SET,
+    "sizeof(struct suspect_set)": harness.SUSPECT_SET,
     "offsetof(struct tracker_set, ways)": 8,
-    "offsetof(struct tracker, last_ns)": 16,
+    "offsetof(struct suspect_set, ways)": 8,
+    "offsetof(struct way, last_ns)": 16,
+    "offsetof(struct tracker, count)": 40,
+    "offsetof(struct tracker, slots)": program.TRACKER_HEAD.size,
+    "offsetof(struct suspect, slots)": program.SUSPECT_HEAD.size,
 }
 
 PROBE = """
@@ -153,12 +176,17 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "sources": (program.PREFIX_KEY.size, program.SOURCE.size),
         "marks": (4, marks.SIZE),
         "blocks": (16, program.BLOCK.size),
-        "trackers": (4, 8 + 4 * (32 + 8 * event.SCAN_SLOTS)),
+        "trackers": (4, harness.TRACKER_SET),
+        "suspects": (4, harness.SUSPECT_SET),
+        "offenders": (16, program.OFFENDER.size),
+        "storm": (4, 16),
+        "known_ports": (4, 2 * program.PORT_BYTES),
         "folds_by_source": (program.FOLD_KEY.size, program.FOLD.size),
         "folds_by_port": (program.FOLD_KEY.size, program.FOLD.size),
         "folds_by_interface": (4, program.FOLD.size),
         "options": (4, 64),
         "connections": (0, 0),
+        "probes": (0, 0),
         "alerts": (0, 0),
     }
     assert set(sizes) == set(program.MAPS)
@@ -172,7 +200,8 @@ def test_the_tables_have_the_sizes_that_were_asked_for(rig):
     assert entries["trackers"] * 4 == harness.PRODUCT.trackers
     assert entries["blocks"] == harness.PRODUCT.blocks
     assert entries["connections"] == harness.PRODUCT.ring_bytes
-    assert entries["alerts"] == program.ALERTS_BYTES
+    assert entries["alerts"] == program.ALERTS_BYTES and entries["probes"] == program.PROBES_BYTES
+    assert entries["suspects"] * 4 == harness.PRODUCT.trackers
     assert entries["folds_by_interface"] == 2 * entries["counters"] == 2 * program.ATTACHMENTS
 
 

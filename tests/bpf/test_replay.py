@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from packetwatch import address, config, detection, libbpf, loader, program, sieve
+from packetwatch import address, config, detection, event, kinds, libbpf, loader, program
 from packetwatch.kernel import Kernel
 from tests import captures as c
 from tests import frames as f
@@ -154,7 +154,7 @@ class ReplayRig(harness.Rig):
     now_ns, hosts, ifindex = NOW, 0, harness.LO
 
     def run(self, frame, ifindex=None, repeat=1):
-        header = program.REPLAY_HEADER.pack(self.now_ns, self.ifindex, sieve.CLOSED, self.hosts)
+        header = program.REPLAY_HEADER.pack(self.now_ns, self.ifindex, event.CLOSED, self.hosts)
         return self.runner(header + frame)
 
 
@@ -223,23 +223,51 @@ def test_the_options_struct_that_serves_all_calls_forgets_the_size_before(host):
 # the rule on the capture's clock
 
 
-def oracle(frames, ports=3, window=60 * SECOND, block=3600 * SECOND):
-    """(actions, scans) of the pure rule, for each destination on its own."""
-    guards = collections.defaultdict(lambda: detection.Guard(detection.Detector(ports, window), block))
-    actions, scans = collections.Counter(), []
+def oracle(frames, settings):
+    """(actions, scans) of the pure rule, for each destination on its own; frames are answered as answers() does."""
+
+    def guard():
+        detector = detection.Detector(settings.scan_ports, settings.scan_window_ns, block_rules=settings.block_rules)
+        open_ns = min(settings.block_first_ns, 60 * SECOND)
+        lengths = detection.Blocks(
+            settings.block_duration_ns, settings.block_first_ns, open_ns, settings.block_forget_ns)
+        return detection.Guard(detector, lengths)
+
+    guards = collections.defaultdict(guard)
+    actions, found = collections.Counter(), []
     for ns, frame in frames:
         source, destination, _, port, _, _ = f.tcp_of(frame)
-        verdict = guards[destination].judge(source, port, ns)
+        verdict = guards[destination].judge(source, port, ns, closed=is_closed(port))
         actions[verdict.action] += 1
         if verdict.action == detection.SCAN:
-            scans.append((source, destination, verdict.ports))
-    return actions, scans
+            found.append((source, destination, verdict.rule))
+    return actions, found
+
+
+def is_closed(port):
+    return port % 3 != 0
+
+
+def answers(frames):
+    """Each SYN with its answer behind it; some ports are silent."""
+    for ns, frame in frames:
+        yield ns, frame
+        source, destination, sport, port, _, _ = f.tcp_of(frame)
+        if is_closed(port):
+            flags = {"flags": f.RST | f.ACK, "seq": 0}
+        elif port % 2:
+            flags = {"flags": f.SYN | f.ACK, "seq": 7}
+        else:
+            continue
+        make = f.ipv6 if len(source) == 16 else f.ipv4
+        reply = f.tcp(destination, source, port, sport, **flags)
+        yield ns + 1, f.ethernet(make(destination, source, reply), THERE, HERE)
 
 
 def some_traffic(seed, count=6000):
     chance, now, frames = random.Random(seed), NOW, []
     for _ in range(count):
-        now += chance.choice((1, 1000, SECOND, 2 * SECOND)) * chance.randrange(1, 6)
+        now += chance.choice((1000, SECOND, 2 * SECOND)) * chance.randrange(1, 6)
         if chance.random() < 0.3:
             ends = f"2001:db8::{chance.randrange(1, 5)}", f"2001:db8:1::{chance.randrange(1, 3)}"
         else:
@@ -248,19 +276,32 @@ def some_traffic(seed, count=6000):
     return frames
 
 
-@pytest.mark.parametrize("ports, window, block", [(3, 60, 600), (4, 100, 30)])
-def test_the_pure_rule_agrees(made, ports, window, block):
-    frames = some_traffic(ports)
-    done = replay(
-        made(frames, digits=c.NANO), "--scan-ports", ports, "--scan-window", f"{window}s",
-        "--block-duration", f"{block}s")
-    actions, scans = oracle(frames, ports, window * SECOND, block * SECOND)
-    assert min(actions[detection.PASS], actions[detection.DROP], len(scans)) > 100
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"scan.ports": "3", "block.duration": "10m"},
+        {"scan.ports": "4", "scan.window": "100s", "block.first": "30s", "block.rules": "4:closed:2m 9:all:5m"},
+        {"scan.ports": "4", "block.first": "20s", "block.rules": "2:closed:1m", "block.forget": "5m"},
+    ],
+)
+def test_the_pure_rule_agrees(made, flags):
+    """Scans and blocks over open and closed ports, as the capture's answers tell them; longer for who comes again."""
+    frames = some_traffic(len(flags))
+    words = [word for key, value in flags.items() for word in (config.flag(key), value)]
+    done = replay(made(answers(frames), digits=c.NANO), *words)
+    settings = config.load([], {}, {key: [value] for key, value in flags.items()})
+    actions, found = oracle(frames, settings)
+    assert min(actions[detection.PASS], actions[detection.DROP], len(found)) > 100
+    assert {bool(rule) for _, _, rule in found} == {True, False} or len(flags) == 4
     assert done.status == 0
     assert done.account["connections"] == actions[detection.PASS] + actions[detection.SCAN]
     assert done.account["connections_dropped"] == actions[detection.DROP]
-    told = [(f.packed(s["src_ip"]), f.packed(s["dest_ip"]), tuple(s["ports"])) for s in done.of("scan")]
-    assert told == scans
+    assert [(f.packed(each["src_ip"]), each.get("rule")) for each in done.of("block")] == [
+        (source, kinds.rule_text(settings.block_rules[rule - 1]) if rule else None) for source, _, rule in found
+    ]
+    assert {line["port_state"] for line in done.of("connection") if is_closed(line["dest_port"])} == {"closed"}
+    states = {line["dest_port"]: line.get("port_state") for line in done.of("connection")}
+    assert (states[2], states[3], states[6]) == ("closed", "open", None)
 
 
 def test_records_have_the_times_of_the_capture(made):
@@ -269,7 +310,7 @@ def test_records_have_the_times_of_the_capture(made):
         f"2023-11-14T22:13:2{i}.123456Z" for i in range(3)
     ]
     (block,), (drop,) = done.of("block"), done.of("drop")
-    assert block["until"] == "2023-11-14T23:13:22.123456Z"
+    assert block["until"] == "2023-11-14T22:14:22.123456Z"
     assert (drop["count"], drop["dest_ip"], drop["timestamp"]) == (1, "192.0.2.2", "2023-11-14T22:13:23.123456Z")
     assert {line["in_iface"] for line in done.lines} == {"x.pcap"}
 
@@ -336,14 +377,14 @@ def test_local_names_the_one_host(made):
 
 def test_settings_come_from_files_environment_and_flags(made, tmp_path):
     conf = tmp_path / "packetwatch.conf"
-    conf.write_text("[scan]\nports = 4\n[block]\nduration = 2s\n")
+    conf.write_text("[scan]\nports = 4\n[block]\nfirst = 2s\n")
     path = made(scan(ports=range(1, 9)))
     by_file = replay(path, "--config", conf)
-    assert [each["ports"] for each in by_file.of("scan")] == [[1, 2, 3, 4]]
-    assert by_file.account["connections_dropped"] == 1
-    assert "4 ports within 1m" in by_file.account["rule"] and "blocked for 2s" in by_file.account["rule"]
+    assert by_file.of("scan")[0]["ports"] == [1, 2, 3, 4]
+    assert by_file.of("block")[0]["until"] == "2023-11-14T22:13:25.000000Z"
+    assert "4 ports within 1m" in by_file.account["rule"] and "for 2s to 1h" in by_file.account["rule"]
     by_environment = replay(path, "--config", conf, env={"PACKETWATCH_SCAN_PORTS": "5"})
-    assert [each["ports"] for each in by_environment.of("scan")] == [[1, 2, 3, 4, 5]]
+    assert by_environment.of("scan")[0]["ports"] == [1, 2, 3, 4, 5]
     by_flag = replay(path, "--config", conf, "--scan-ports", "2", env={"PACKETWATCH_SCAN_PORTS": "5"})
     assert by_flag.of("scan")[0]["ports"] == [1, 2]
 
@@ -382,7 +423,7 @@ def test_text(made):
     assert done.stdout.splitlines() == [
         *(f"2023-11-14 22:13:2{i}: New connection: 192.0.2.1:40000 -> 192.0.2.2:{21 + i}" for i in range(3)),
         "2023-11-14 22:13:22: Port scan detected: 192.0.2.1 -> 192.0.2.2 on ports 21,22,23",
-        "2023-11-14 22:13:22: Blocked 192.0.2.1 for 1h (port scan)",
+        "2023-11-14 22:13:22: Blocked 192.0.2.1 for 1m (port scan)",
         "2023-11-14 22:13:23: Dropped 1 connection from 192.0.2.1 since 2023-11-14 22:13:23",
     ]
     assert "4 SYNs = 3 recorded + 1 dropped" in done.stderr and "Scans        1, blocks 1" in done.stderr

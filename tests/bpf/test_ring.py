@@ -71,7 +71,8 @@ def test_a_new_reader_goes_on_where_the_last_one_stopped(host):
 
 def test_frames_have_the_size_of_the_record_and_its_header(host):
     assert host.kernel.connections.frame == event.CONNECTION.size == 56
-    assert host.kernel.alerts.frame == event.ALERT.size == 192
+    assert host.kernel.probes.frame == event.PROBE.size == 56
+    assert host.kernel.alerts.frame == event.ALERT.size == 200
 
 
 class Copy:

@@ -26,7 +26,7 @@ OPEN, CLOSED = 80, 81
 FIRST_PORT = 10000
 MARKS = itertools.count(9000)  # source ports of the frames that are sent last
 #: A closed port refuses what no listener would take either: other segments, and a v4-mapped source.
-REFUSED = {"SYN and ACK", "SYN and FIN", "SYN and FIN, IPv6", "FIN", "ACK", "FIN, PSH and URG", "no flags"}
+REFUSED = {"SYN and ACK", "SYN and FIN", "SYN and FIN, IPv6", "FIN", "ACK", "FIN, PSH and URG", "no flags", "FIN, IPv6"}
 REFUSED.add("source v4-mapped")
 
 

@@ -9,7 +9,7 @@ import threading
 
 import pytest
 
-from packetwatch import program, rules
+from packetwatch import event, program, rules
 from packetwatch.address import parse
 from packetwatch.kernel import ZERO
 from packetwatch.metricnames import FAMILIES
@@ -153,7 +153,7 @@ def test_a_full_ring_of_records_leaves_scans_their_place(host):
 
 def test_a_full_ring_of_scans_is_counted_and_the_block_stands(host):
     host.settings(ports=2)
-    room = program.ALERTS_BYTES // 192
+    room = program.ALERTS_BYTES // event.ALERT.size
     for number in range(room + 20):
         send(host, traffic.source(number), 80, 81)
     host.records()

@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The scan rule: window edges, repeated ports, many ports, and a naive implementation beside it."""
+"""Scans and rules: window edges, repeated ports, many ports, lengths of blocks, and a naive reading beside it."""
 
 import random
 
 import pytest
 
 from packetwatch.address import parse, parse_prefix
-from packetwatch.detection import DROP, PASS, SCAN, TICK_NS, WOULD_DROP, Detector, Guard, Verdict, in_force
+from packetwatch.detection import DROP, PASS, SCAN, TICK_NS, WOULD_DROP
+from packetwatch.detection import Blocks, Detector, Finding, Guard, Rule, Verdict, in_force, windows
 from packetwatch.rules import Entry, effective
 
 SECOND = 1_000_000_000
@@ -15,8 +16,13 @@ START = 1000 * SECOND // TICK_NS * TICK_NS
 WINDOW = 60 * SECOND // TICK_NS * TICK_NS
 
 
+ONE_LENGTH = Blocks(SECOND, SECOND, SECOND)
+
+
 def feed(detector, *syns, source=A):
-    return [detector.syn(source, port, START + at) for port, at in syns]
+    """The ports of what each SYN completes."""
+    found = [detector.syn(source, port, START + at) for port, at in syns]
+    return [each and each.ports for each in found]
 
 
 def test_the_third_port_completes_a_scan_and_the_ports_come_oldest_first():
@@ -52,14 +58,16 @@ def test_hammering_one_port_is_no_scan():
 
 
 def test_after_a_scan_the_source_starts_afresh():
-    found = feed(Detector(2, WINDOW), (1, 0), (2, 1), (3, 2), (4, 3))
+    later = TICK_NS
+    found = feed(Detector(2, WINDOW), (1, 0), (2, 1), (3, later), (4, later))
     assert found == [None, (1, 2), None, (3, 4)]
+    assert feed(Detector(2, WINDOW), (1, 0), (2, 1), (1, later), (3, later))[-1] == (1, 3)
 
 
 def test_sources_do_not_share_a_history():
     detector = Detector(2, WINDOW)
     assert [detector.syn(s, p, START) for s, p in [(A, 1), (B, 2), (A, 1), (B, 2)]] == [None] * 4
-    assert detector.syn(B, 1, START) == (2, 1)
+    assert detector.syn(B, 1, START).ports == (2, 1)
 
 
 def test_sixty_four_ports():
@@ -85,35 +93,108 @@ def test_a_clock_that_runs_back_counts_as_standing_still():
     assert feed(detector, (3, 0)) == [(2, 3)]
 
 
-def naive_scan(history, ports, window_ns):
-    """All SYNs of a source since it last started afresh, judged at the newest."""
-    now = history[-1][1] // TICK_NS * TICK_NS
-    last = {}
-    for port, at in history:
-        last.pop(port, None)
-        last[port] = at // TICK_NS * TICK_NS
-    inside = tuple(port for port, at in last.items() if now - at < window_ns)
-    return inside if len(inside) >= ports else None
+class Naive:
+    """The rules as one reads them: all SYNs of one source since what they counted for last, judged at the newest."""
+
+    def __init__(self, ports, window_ns, block_rules, count_closed):
+        self.scan = ports, window_ns
+        self.rules = block_rules
+        self.count_closed = count_closed
+        self.all, self.closed, self.scan_tick = [], [], 0
+
+    def syn(self, port, now, closed):
+        if self.count_closed and not closed:
+            return None
+        tick = now // TICK_NS * TICK_NS
+        self.all.append((port, tick, closed))
+        scan = self.reached([syn for syn in self.all if syn[1] > self.scan_tick], *self.scan, tick)
+        found = None
+        for number, rule in enumerate(self.rules, 1):
+            ports = self.reached(self.all, rule.ports, rule.window_ns, tick)
+            if ports and not rule.closed:
+                found, self.all = self.finding(ports, bool(scan), number), []
+                break
+        if scan:
+            self.scan_tick = tick
+            found = self.finding(scan, True, found.rule if found else 0)
+        if closed:
+            self.closed.append((port, tick, closed))
+        for number, rule in enumerate(self.rules, 1) if closed else ():
+            ports = self.reached(self.closed, rule.ports, rule.window_ns, tick)
+            if ports and rule.closed:
+                self.closed = []
+                return found._replace(rule=number) if found else self.finding(ports, False, number)
+        return found
+
+    @staticmethod
+    def reached(syns, ports, window_ns, tick):
+        last = {}
+        for port, at, closed in syns:
+            last.pop(port, None)
+            last[port] = at, closed
+        inside = [(port, closed) for port, (at, closed) in last.items() if tick - at < window_ns]
+        return inside[-ports:] if len(inside) >= ports else None
+
+    @staticmethod
+    def finding(ports, scan, rule):
+        return Finding(tuple(p for p, _ in ports), tuple(p for p, closed in ports if closed), scan, rule)
 
 
-@pytest.mark.parametrize("ports", [2, 3, 5, 16, 64])
-def test_random_sequences_give_what_a_naive_reading_of_the_rule_gives(ports):
-    draw = random.Random(ports)
-    scans = 0
-    for _ in range(60):
+def some_rules(draw, window):
+    """Rules around the window of the scan, whose ports fit into what is remembered."""
+    return [
+        Rule(draw.randint(1, 16 if closed else 40), closed, draw.choice([window // 2, window, 3 * window]))
+        for closed in draw.choices([False, True], k=draw.choice([0, 1, 3, 8]))
+    ]
+
+
+@pytest.mark.parametrize("count_closed", [False, True])
+@pytest.mark.parametrize("ports", [2, 3, 5, 16])
+def test_random_sequences_give_what_a_naive_reading_of_the_rules_gives(ports, count_closed):
+    draw = random.Random(f"{ports} {count_closed}")
+    found = {"scan": 0, "closed": 0, "all": 0}
+    for _ in range(80):
         window = draw.choice([SECOND, WINDOW, 7 * TICK_NS + 5])
-        detector, now, histories = Detector(ports, window), START, {A: [], B: []}
+        block_rules = some_rules(draw, window)
+        detector, now = Detector(ports, window, 64, block_rules, count_closed), START
+        naive = {source: Naive(ports, window, block_rules, count_closed) for source in (A, B)}
         for _ in range(6 * ports + 40):
             now += draw.choice([0, 1, TICK_NS - 1, window // ports, window // (ports - 1)])
             now += window if draw.random() < 0.2 / ports else 0
-            source = draw.choice([A, A, A, B])
-            histories[source].append((draw.randint(1, 2 * ports), now))
-            expected = naive_scan(histories[source], ports, window)
-            assert detector.syn(source, histories[source][-1][0], now) == expected
+            source, port, closed = draw.choice([A, A, A, B]), draw.randint(1, 2 * ports), draw.random() < 0.7
+            expected = naive[source].syn(port, now, closed)
+            assert detector.syn(source, port, now, closed) == expected
             if expected:
-                scans += 1
-                histories[source].clear()
-    assert scans > 20
+                found["scan"] += expected.scan
+                found["closed" if expected.rule and block_rules[expected.rule - 1].closed else "all"] += 1
+    assert min(found.values()) > 20, found
+
+
+def test_a_rule_of_closed_ports_counts_no_open_ones():
+    detector = Detector(9, WINDOW, block_rules=[Rule(2, True, 10 * WINDOW)])
+    assert [detector.syn(A, port, START, closed=False) for port in range(5)] == [None] * 5
+    assert detector.syn(A, 80, START) is None
+    assert detector.syn(A, 81, START + 10 * WINDOW - 1) == Finding((80, 81), (80, 81), False, 1)
+    assert detector.syn(A, 82, START + 10 * WINDOW - 1) is None, "it starts afresh"
+
+
+def test_a_scan_and_a_rule_at_once_are_told_with_the_ports_of_the_scan():
+    detector = Detector(3, WINDOW, block_rules=[Rule(2, True, WINDOW)])
+    detector.syn(A, 22, START, closed=False)
+    detector.syn(A, 80, START)
+    assert detector.syn(A, 81, START) == Finding((22, 80, 81), (80, 81), True, 1)
+
+
+def test_where_closed_ports_alone_count_an_open_one_leaves_no_trace():
+    detector = Detector(2, WINDOW, count_closed=True)
+    assert [detector.syn(A, port, START, closed=False) for port in (22, 80, 443)] == [None] * 3
+    assert detector.syn(A, 81, START) is None
+    assert detector.syn(A, 82, START).ports == (81, 82)
+
+
+def test_windows():
+    assert windows(5, []) == (5, 0)
+    assert windows(5, [Rule(3, True, 9), Rule(3, True, 7), Rule(3, False, 6)]) == (6, 9)
 
 
 def scan(guard, now, source=A):
@@ -121,7 +202,7 @@ def scan(guard, now, source=A):
 
 
 def test_the_syn_that_completes_a_scan_goes_through_and_the_next_is_dropped_until_the_end():
-    guard = Guard(Detector(3, WINDOW), 3600 * SECOND)
+    guard = Guard(Detector(3, WINDOW), Blocks(*[3600 * SECOND] * 3))
     end = START + 3600 * SECOND
     assert scan(guard, START) == [Verdict(PASS), Verdict(PASS), Verdict(SCAN, (1, 2, 3), end)]
     assert guard.judge(A, 80, START) == Verdict(DROP, (), end)
@@ -132,7 +213,7 @@ def test_the_syn_that_completes_a_scan_goes_through_and_the_next_is_dropped_unti
 
 
 def test_what_is_dropped_is_not_tracked():
-    guard = Guard(Detector(3, WINDOW), SECOND)
+    guard = Guard(Detector(3, WINDOW), ONE_LENGTH)
     scan(guard, START)
     assert {guard.judge(A, port, START + SECOND - 1).action for port in range(10)} == {DROP}
     assert guard.judge(A, 80, START + SECOND).action == PASS
@@ -140,13 +221,13 @@ def test_what_is_dropped_is_not_tracked():
 
 
 def test_a_block_without_end_has_none():
-    guard = Guard(Detector(3, WINDOW), 0)
+    guard = Guard(Detector(3, WINDOW), Blocks(0, 0, 0))
     assert scan(guard, START)[-1] == Verdict(SCAN, (1, 2, 3), 0)
     assert guard.judge(A, 80, START + 10**18) == Verdict(DROP)
 
 
 def test_observe_keeps_the_same_state_and_says_would():
-    guard = Guard(Detector(3, WINDOW), SECOND, enforce=False)
+    guard = Guard(Detector(3, WINDOW), ONE_LENGTH, enforce=False)
     assert [v.action for v in scan(guard, START)] == [PASS, PASS, SCAN]
     assert guard.judge(A, 80, START) == Verdict(WOULD_DROP, (), START + SECOND)
     assert guard.judge(A, 80, START + SECOND).action == PASS
@@ -155,10 +236,50 @@ def test_observe_keeps_the_same_state_and_says_would():
 def test_lists_come_before_the_rule():
     allow = [Entry(parse_prefix("192.0.2.0/24"), "config")]
     block = [Entry(parse_prefix("2001:db8::/32"), "manual", until_ns=START + 5)]
-    guard = Guard(Detector(3, WINDOW), SECOND, sources=effective([], allow, block))
+    guard = Guard(Detector(3, WINDOW), ONE_LENGTH, sources=effective([], allow, block))
     assert {guard.judge(A, port, START).action for port in range(10)} == {PASS}
     assert guard.judge(B, 80, START + 4) == Verdict(DROP, (), START + 5)
     assert [v.action for v in scan(guard, START + 5, B)] == [PASS, PASS, SCAN]
+
+
+def lengths(guard, now, times, quiet_ns=0):
+    """How long each of so many blocks in turn lasts, the next one's scan `quiet_ns` after the end."""
+    found = []
+    for _ in range(times):
+        end = scan(guard, now)[-1].until_ns
+        found.append(end - now if end else 0)
+        now = end + quiet_ns
+    return found
+
+
+CLOSED_3 = [Rule(3, True, WINDOW)]
+
+
+def test_blocks_by_a_rule_double_up_to_the_longest():
+    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(3600 * SECOND, 60 * SECOND, SECOND, WINDOW))
+    minutes = [length / (60 * SECOND) for length in lengths(guard, START, 9)]
+    assert minutes == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_a_source_that_was_quiet_for_long_enough_is_new_again():
+    rest = 2 * WINDOW
+    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(0, SECOND, SECOND, rest))
+    assert lengths(guard, START, 4, rest - 1) == [SECOND, 2 * SECOND, 4 * SECOND, 8 * SECOND]
+    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(0, SECOND, SECOND, rest))
+    assert lengths(guard, START, 4, rest) == [SECOND] * 4
+
+
+def test_where_a_block_may_last_for_ever_the_eleventh_does():
+    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(0, SECOND, SECOND, 10**18))
+    found = lengths(guard, START, 10)
+    assert found == [SECOND << n for n in range(10)]
+    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(0, SECOND, SECOND, 10**18))
+    assert lengths(guard, START, 11)[-1] == 0
+
+
+def test_a_scan_that_no_rule_matches_is_blocked_as_long_each_time():
+    guard = Guard(Detector(3, WINDOW), Blocks(3600 * SECOND, 1800 * SECOND, 60 * SECOND, 10**18))
+    assert lengths(guard, START, 4) == [60 * SECOND] * 4
 
 
 def test_in_force():

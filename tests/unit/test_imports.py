@@ -22,7 +22,7 @@ LAYERS = (
     # parts, in three floors
     {"kernel", "interfaces", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
     | {"sinks.writer"},
-    {"lists", "handover", "show", "control", "replayed", "sinks.ledger", "sinks.journal"},
+    {"lists", "handover", "show", "control", "replayed", "thresholds", "sinks.ledger", "sinks.journal"},
     {"attachments", "sinks.log", "sinks.metrics", "overview"},
     # wholes
     {"loader", "drain"},

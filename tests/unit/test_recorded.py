@@ -47,7 +47,7 @@ def test_entries_of_the_journal():
 
 @pytest.mark.parametrize(
     "state, expected",
-    [("open", sieve.OPEN), ("closed", sieve.CLOSED), ("unknown", 0), (None, 0), (1, 0), ([], 0), ({}, 0)],
+    [("open", event.OPEN), ("closed", event.CLOSED), ("unknown", 0), (None, 0), (1, 0), ([], 0), ({}, 0)],
 )
 def test_port_states(state, expected):
     assert recorded.read(line(port_state=state)).port_state == expected

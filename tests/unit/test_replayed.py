@@ -41,7 +41,7 @@ def test_it_adds_up():
         (changed(set_aside=8), "frames: 30 is not 29"),
         (changed(handed=21), "frames: 30 is not 31"),
         (changed(records=8), "records: 9 is not 8"),
-        (changed(dropped=4), "verdicts to drop: 5 is not 4"),
+        (changed(dropped=4), "verdicts to drop: 4 is not 5"),
         (changed(scans_told=1), "scans: 2 is not 1"),
         (counted(syns=(11, 4)), "SYNs over ipv4: 11 is not 10"),
         (counted(syns=(10, 5)), "SYNs over ipv6: 5 is not 4"),

@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from packetwatch import sieve
+from packetwatch import event, sieve
 from tests import frames as f
 from tests.bpf import random_frames, rows
 
@@ -37,7 +37,7 @@ def test_whatever_is_counted_goes_through(row):
     expected = row.expected * len(built) if len(row.expected) == 1 else row.expected
     for frame, word in zip(built, expected):
         if word != rows.OTHER:
-            assert sieve.look(frame)[0] in (sieve.SYN, sieve.UNSURE)
+            assert sieve.look(frame)[0] in (sieve.SYN, sieve.PROBE, sieve.UNSURE)
 
 
 def test_frames_cut_anywhere_raise_nothing():
@@ -46,7 +46,7 @@ def test_frames_cut_anywhere_raise_nothing():
         frame = random_frames.build(chance, ENDS)[0]
         for size in range(0, min(len(frame), 120)):
             what, port = sieve.look(frame[:size])
-            assert what != sieve.SYN or len(port) in (6, 18)
+            assert what not in (sieve.SYN, sieve.PROBE) or len(port) in (6, 18)
             sieve.ends(frame[:size])
 
 
@@ -55,8 +55,9 @@ def test_flags(flags):
     """What has neither ACK nor RST goes through: SYNs, and what no connection has."""
     for frame, server in ((v4(flags=flags), SERVER4), (rows.v6(tcp={"flags": flags})(ENDS)[0], SERVER6)):
         what, port = sieve.look(frame)
-        assert (what == sieve.SYN) == (not flags & (f.ACK | f.RST))
-        if what == sieve.SYN:
+        through = sieve.SYN if flags & (f.SYN | f.FIN) == f.SYN else sieve.PROBE
+        assert (what == through) == (not flags & (f.ACK | f.RST))
+        if what == through:
             assert port == server + PORT80
 
 
@@ -122,12 +123,12 @@ def states(ahead, steps):
 
 
 def test_an_answer_tells_of_the_syns_before_it():
-    assert states(sieve.Lookahead(), [A, B, (sieve.OPENED, A), A]) == [sieve.OPEN, sieve.UNKNOWN, sieve.OPEN]
+    assert states(sieve.Lookahead(), [A, B, (sieve.OPENED, A), A]) == [event.OPEN, sieve.UNKNOWN, event.OPEN]
 
 
 def test_each_syn_has_the_answer_that_follows_it():
     steps = [A, (sieve.REFUSED, A), A, (sieve.OPENED, A), A]
-    assert states(sieve.Lookahead(), steps) == [sieve.CLOSED, sieve.OPEN, sieve.OPEN]
+    assert states(sieve.Lookahead(), steps) == [event.CLOSED, event.OPEN, event.OPEN]
 
 
 def test_frames_without_a_port_are_unknown():
@@ -137,7 +138,7 @@ def test_frames_without_a_port_are_unknown():
 def test_answers_reach_back_one_batch_and_no_more():
     steps = [A, *[B] * 7, (sieve.OPENED, A)]
     assert states(sieve.Lookahead(4), steps)[0] == sieve.UNKNOWN
-    assert states(sieve.Lookahead(8), steps)[0] == sieve.OPEN
+    assert states(sieve.Lookahead(8), steps)[0] == event.OPEN
 
 
 def test_what_waits_and_what_is_known_is_bounded(monkeypatch):

@@ -1,0 +1,54 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings by which is judged, as the kernel half has them: the same for the resident and for a replay.
+
+Not for how it records: whoever runs it says that.
+"""
+
+from __future__ import annotations
+
+from packetwatch import detection
+from packetwatch.clock import SECOND
+from packetwatch.event import HONEYPOT
+from packetwatch.kernel import Kernel, KernelRule, KernelSettings
+from packetwatch.kinds import rule_text, spread
+from packetwatch.settings import Settings
+
+_OPEN_MOST_NS = 60 * SECOND  # a block with no closed port to show for it
+
+
+def of(s: Settings) -> KernelSettings:
+    """Nothing is summed by these, and every record wakes its reader."""
+    keep_ns, suspect_ns = detection.windows(s.scan_window_ns, s.block_rules)
+    first_ns = min(s.block_first_ns, s.block_duration_ns or s.block_first_ns)
+    return KernelSettings(
+        window_ns=s.scan_window_ns,
+        block_ns=s.block_duration_ns,
+        first_ns=first_ns,
+        open_ns=min(first_ns, _OPEN_MOST_NS),
+        forget_ns=s.block_forget_ns,
+        keep_ns=keep_ns,
+        suspect_ns=suspect_ns,
+        fold_interval_ns=0,
+        fold_burst_ns=0,
+        seed=0,
+        lists_generation=1,
+        wakeup_mask=0,
+        ports=s.scan_ports,
+        observe=int(s.mode == "observe"),
+        generation=0,
+        count_closed=int(s.scan_count == "closed"),
+        storm=s.block_storm,
+        rules=tuple(KernelRule(rule.window_ns, rule.ports, int(rule.closed)) for rule in s.block_rules),
+    )
+
+
+def put_ports(kernel: Kernel, settings: Settings) -> None:
+    """Those that configuration knows."""
+    kernel.put_ports(spread(settings.open_ports), spread(settings.block_honeypot_ports))
+
+
+def name_rule(settings: Settings, number: int) -> str:
+    """What a record calls the rule; empty where a scan alone blocks."""
+    if number == HONEYPOT:
+        return "honeypot"
+    return rule_text(settings.block_rules[number - 1]) if number else ""
