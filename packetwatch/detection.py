@@ -26,9 +26,15 @@ PASS, SCAN, DROP, WOULD_DROP = "pass", "scan", "drop", "would_drop"
 class Rule(NamedTuple):
     """So many distinct ports within the window block; of all ports, or of closed ones alone."""
 
-    ports: int
+    ports: int  #: 0 with no window: as many, and as fast, as make a scan
     closed: bool
     window_ns: int
+
+    def beside(self, scan_ports: int, scan_window_ns: int) -> Rule:
+        """With numbers, where the scan's are so many. No more closed ports than are remembered."""
+        if self.ports:
+            return self
+        return self._replace(ports=min(scan_ports, SUSPECT_SLOTS), window_ns=scan_window_ns)
 
 
 class Finding(NamedTuple):

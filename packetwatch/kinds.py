@@ -229,12 +229,14 @@ def rules(most: int) -> Kind[tuple[detection.Rule, ...]]:
             raise Bad(f"{len(set(items))} rules are too many", f"at most {most}")
         return _distinct(items)
 
-    about = f"list of PORTS:closed:WINDOW or PORTS:all:WINDOW, at most {most}"
+    about = f"list of scan:closed, PORTS:closed:WINDOW or PORTS:all:WINDOW, at most {most}"
     return Kind(about, _read_rule, join, lambda value: " ".join(map(rule_text, value)), many=True)
 
 
 def _read_rule(text: str) -> detection.Rule:
-    example = "as in 5:closed:10m or 20:all:60s"
+    if text == "scan:closed":
+        return detection.Rule(0, True, 0)
+    example = "as in 5:closed:10m, 20:all:60s or scan:closed"
     count, counted, window = (*text.split(":"), "", "")[:3]
     if text.count(":") != 2 or counted not in ("closed", "all"):
         raise Bad(f"{shown(text)} is not a rule", example)
@@ -247,6 +249,8 @@ def _read_rule(text: str) -> detection.Rule:
 
 def rule_text(rule: detection.Rule) -> str:
     """5:closed:10m"""
+    if not rule.ports:
+        return "scan:closed"
     return f"{rule.ports}:{'closed' if rule.closed else 'all'}:{duration_text(rule.window_ns)}"
 
 

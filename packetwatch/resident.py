@@ -117,15 +117,16 @@ class Resident:
         interval = SECOND // rate if rate else 0
         frames = self.kernel.parameters.ring_bytes // self.kernel.connections.frame
         per_cpu = max(1, frames // (4 * (os.cpu_count() or 1)))
-        keep_ns, suspect_ns = detection.windows(s.scan_window_ns, s.block_rules)
-        first_ns = min(s.block_first_ns, s.block_duration_ns or s.block_first_ns)
+        rules = [rule.beside(s.scan_ports, s.scan_window_ns) for rule in s.block_rules]
+        keep_ns, suspect_ns = detection.windows(s.scan_window_ns, rules)
+        first_ns = self.first_block_ns
         self.kernel.put_ports(spread(s.open_ports), spread(s.block_honeypot_ports))
         self.kernel.apply(
             KernelSettings(
                 window_ns=s.scan_window_ns,
                 block_ns=s.block_duration_ns,
                 first_ns=first_ns,
-                open_ns=min(first_ns, _OPEN_MOST_NS),
+                open_ns=min(first_ns or _OPEN_MOST_NS, _OPEN_MOST_NS),
                 forget_ns=s.block_forget_ns,
                 keep_ns=keep_ns,
                 suspect_ns=suspect_ns,
@@ -139,9 +140,15 @@ class Resident:
                 generation=self.folds.generation,
                 count_closed=int(s.scan_count == "closed"),
                 storm=s.block_storm,
-                rules=tuple(KernelRule(rule.window_ns, rule.ports, int(rule.closed)) for rule in s.block_rules),
+                rules=tuple(KernelRule(rule.window_ns, rule.ports, int(rule.closed)) for rule in rules),
             )
         )
+
+    @property
+    def first_block_ns(self) -> int:
+        """block.first, if block.duration allows it; 0 is forever."""
+        ends = [ns for ns in (self.settings.block_first_ns, self.settings.block_duration_ns) if ns]
+        return min(ends, default=0)
 
     def _name_rule(self, number: int) -> str:
         """Empty where a scan alone blocks."""

@@ -128,14 +128,14 @@ class Settings:
         "scan.count", "all", choice("all", "closed"),
         "Whether ports that are open count for a scan as well, or closed ones alone.")
     block_rules: tuple[Rule, ...] = _row(
-        "block.rules", "3:closed:60s 5:closed:10m 10:closed:24h", rules(8),
-        "Who reaches so many distinct ports within the window is blocked by that rule, for longer each time. "
-        "A scan that none of them matches is blocked for a minute at most.")
+        "block.rules", "scan:closed 5:closed:10m 10:closed:24h", rules(8),
+        "Who reaches so many distinct ports within the window is blocked by that rule, for longer each time; "
+        "scan:closed is a scan of closed ports. A scan that no rule matches is blocked for a minute at most.")
     block_honeypot_ports: Ports = _row(
         "block.honeypot_ports", "", ports(),
         "Ports that nobody has a reason to reach: who does is blocked at once.", adds=True)
     block_first_ns: int = _row(
-        "block.first", "60s", duration("1s", "3650d"),
+        "block.first", "60s", duration("1s", "3650d", forever=True),
         "How long a source is blocked the first time; each time after that doubles it, up to block.duration.")
     block_duration_ns: int = _row(
         "block.duration", "1h", duration("1s", "3650d", forever=True), "How long a source is blocked at most.")
