@@ -92,7 +92,7 @@ class Detector:
         rule = self._suspect(history, (now, port, closed)) if closed and self.suspect_ns else None
         if rule is None:
             return found
-        return rule if found is None else found._replace(rule=rule.rule)
+        return found._replace(rule=rule.rule) if found is not None and found.scan else rule
 
     def _track(self, history: _History, slot: Slot) -> Optional[Finding]:
         history.seen = moved(history.seen, slot, self.keep_ns)[: self.slots]
