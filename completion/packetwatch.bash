@@ -14,10 +14,12 @@ _packetwatch_flags() {
     check) echo "--dump --config --output -o --help" ;;
     version) echo "--output -o --help" ;;
     run)
-        echo "--config --help --interface --mode --allow --block --socket --state --pin --allow-own
-            --allow-gateways --allow-sessions --scan-ports --scan-window --block-duration --xdp-mode
-            --log-format --log-file --log-connections --log-anonymize --log-fold-rate --log-fold-burst
-            --log-daily-size --metrics-listen --table-trackers --table-blocks --ring-size --loader-headers"
+        echo "--config --help --interface --mode --allow --block --open-ports --socket --state --pin
+            --allow-own --allow-gateways --allow-sessions --scan-ports --scan-window --scan-count
+            --block-rules --block-honeypot-ports --block-first --block-duration --block-forget
+            --block-storm --xdp-mode --log-format --log-file --log-connections --log-anonymize
+            --log-fold-rate --log-fold-burst --log-daily-size --metrics-listen --table-trackers
+            --table-blocks --ring-size --loader-headers"
         ;;
     esac
 }
@@ -36,6 +38,7 @@ _packetwatch_values() {
     -o | --output) echo "text json" ;;
     --interface) echo "default-route $(cd /sys/class/net 2>/dev/null && echo *)" ;;
     --mode) echo "enforce observe" ;;
+    --scan-count) echo "all closed" ;;
     --xdp-mode) echo "auto native generic" ;;
     --log-format) echo "auto text json journal" ;;
     --log-connections) echo "each summary off" ;;
@@ -62,7 +65,9 @@ _packetwatch() {
             mapfile -t COMPREPLY < <(compgen -f -- "$word")
             return
             ;;
-        --allow | --block | --since | --reason | --scan-* | --log-fold-* | --log-daily-size | --table-* | --ring-size)
+        --allow | --block | --open-ports | --since | --reason | --scan-ports | --scan-window | --block-rules | \
+            --block-honeypot-ports | --block-first | --block-forget | --block-storm | --log-fold-* | \
+            --log-daily-size | --table-* | --ring-size)
             return
             ;;
         esac
