@@ -12,7 +12,7 @@ import time
 from typing import Any, NamedTuple, Optional
 
 from packetwatch import address, attachments, budget, clock, handover, interfaces, lists, netlink
-from packetwatch import program, state
+from packetwatch import program, servers, state
 from packetwatch.address import Prefix
 from packetwatch.drain import Drain
 from packetwatch.event import BLOCKED, Notice, Scan
@@ -83,6 +83,7 @@ class Resident:
         self.budget = budget.Budget(settings.log_daily_size)
         self.blocks_by_hand: int = note.get("blocks_by_hand", 0)
         self.links: list[netlink.Link] = []
+        self.servers: frozenset[servers.Server] = frozenset()  #: for the next look around
         self.unsaved = False
         self.save_fault = ""  #: why the state is not on the disk; it is tried again
         self._seed = self.kernel.settings().seed or int.from_bytes(os.urandom(8), "little")
@@ -172,10 +173,9 @@ class Resident:
         self.drain.run_on(previous)
         handover.forget(digest, previous, self.store)
 
-    @staticmethod
-    def _host(routes: list[netlink.DefaultRoute], hosts: set[bytes]) -> lists.Host:
+    def _host(self, routes: list[netlink.DefaultRoute], hosts: set[bytes]) -> lists.Host:
         gateways = interfaces.gateways(routes)
-        return lists.Host(frozenset(netlink.local_prefixes()), frozenset(gateways), frozenset(hosts))
+        return lists.Host(frozenset(netlink.local_prefixes()), frozenset(gateways), frozenset(hosts), self.servers)
 
     def look_around(self, hosts: set[bytes]) -> None:
         """Reads interfaces and routes anew and follows; `hosts` are the remote hosts of sessions."""

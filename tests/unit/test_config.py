@@ -49,6 +49,7 @@ def test_the_defaults_are_those_of_the_documentation():
     assert dataclasses.asdict(DEFAULT) == {
         "interface": ("default-route",), "mode": "enforce", "allow": (), "block": (),
         "allow_own": True, "allow_gateways": True, "allow_sessions": True,
+        "allow_resolvers": True, "allow_time_servers": True, "allow_puppet_server": True,
         "scan_ports": 3, "scan_window_ns": 60 * SECOND, "block_duration_ns": 3600 * SECOND, "xdp_mode": "auto",
         "log_format": "auto", "log_file": "", "log_connections": "each", "log_anonymize": False,
         "log_fold_rate": 100, "log_fold_burst": 10000, "log_daily_size": 1 << 30,
