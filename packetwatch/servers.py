@@ -227,7 +227,8 @@ def without_port(text: str) -> str:
     """``puppet.example.org:8140`` and ``[2001:db8::1]:8140`` without what follows the host."""
     text = text.strip("\"'")
     if text.startswith("["):
-        return text[1:].partition("]")[0]
+        host, closed, _ = text[1:].partition("]")
+        return host if closed else ""
     return text.partition(":")[0] if text.count(":") == 1 else text
 
 
