@@ -165,6 +165,7 @@ class Daemon:
         self._server.register(self.selector)
         self.resident.drain.audience = self._server
         self._log = self._open_log(settings)
+        self._open_lookup(settings)
         try:
             self._exporter = metrics.Exporter(self.snapshot)
             self._exporter.listen(settings.metrics_listen)
@@ -177,7 +178,6 @@ class Daemon:
         self.selector.register(self._monitor.fileno(), selectors.EVENT_READ, self._on_netlink)
         if self._sessions.fileno() is not None:
             self.selector.register(self._sessions.fileno() or 0, selectors.EVENT_READ, self._on_sessions)
-        self._open_lookup(settings)
         for ring in (self.resident.kernel.connections, self.resident.kernel.alerts):
             self._rings.register(ring.fd, select.EPOLLIN | select.EPOLLET)
         self.selector.register(self._rings, selectors.EVENT_READ, lambda events: self._rings.poll(0))

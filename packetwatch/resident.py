@@ -12,7 +12,7 @@ import time
 from typing import Any, NamedTuple, Optional
 
 from packetwatch import address, attachments, budget, clock, handover, interfaces, lists, netlink
-from packetwatch import program, servers, state
+from packetwatch import program, state
 from packetwatch.address import Prefix
 from packetwatch.drain import Drain
 from packetwatch.event import BLOCKED, Notice, Scan
@@ -20,6 +20,7 @@ from packetwatch.handover import Opened
 from packetwatch.kernel import Block, Kernel, KernelSettings
 from packetwatch.clock import SECOND
 from packetwatch.reports import Drops, Folds, Losses
+from packetwatch.servers import Server
 from packetwatch.settings import Settings
 from packetwatch.sinks.ledger import Ledger
 from packetwatch.sinks.records import clean
@@ -83,7 +84,7 @@ class Resident:
         self.budget = budget.Budget(settings.log_daily_size)
         self.blocks_by_hand: int = note.get("blocks_by_hand", 0)
         self.links: list[netlink.Link] = []
-        self.servers: frozenset[servers.Server] = frozenset()  #: for the next look around
+        self.servers: frozenset[Server] = frozenset()  #: for the next look around
         self.unsaved = False
         self.save_fault = ""  #: why the state is not on the disk; it is tried again
         self._seed = self.kernel.settings().seed or int.from_bytes(os.urandom(8), "little")
