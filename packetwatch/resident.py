@@ -20,10 +20,10 @@ from packetwatch.handover import Opened
 from packetwatch.kernel import Block, Kernel, KernelSettings
 from packetwatch.clock import SECOND
 from packetwatch.reports import Drops, Folds, Losses
-from packetwatch.servers import Server
 from packetwatch.settings import Settings
 from packetwatch.sinks.ledger import Ledger
 from packetwatch.sinks.records import clean
+from packetwatch.servers import Server
 from packetwatch.store import Store
 
 _SETTLE_S = 0.05  # in which a packet that met the old settings or program is through
