@@ -15,7 +15,8 @@ _packetwatch_flags() {
     version) echo "--output -o --help" ;;
     run)
         echo "--config --help --interface --mode --allow --block --open-ports --socket --state --pin
-            --allow-own --allow-gateways --allow-sessions --scan-ports --scan-window --scan-count
+            --allow-own --allow-gateways --allow-sessions --allow-resolvers --allow-time-servers
+            --allow-puppet-server --scan-ports --scan-window --scan-count
             --block-rules --block-honeypot-ports --block-first --block-duration --block-forget
             --block-storm --xdp-mode --log-format --log-file --log-connections --log-anonymize
             --log-fold-rate --log-fold-burst --log-daily-size --metrics-listen --table-trackers
@@ -43,7 +44,8 @@ _packetwatch_values() {
     --log-format) echo "auto text json journal" ;;
     --log-connections) echo "each summary off" ;;
     --loader-headers) echo "auto uapi kernel" ;;
-    --allow-own | --allow-gateways | --allow-sessions | --log-anonymize) echo "yes no" ;;
+    --allow-own | --allow-gateways | --allow-sessions) echo "yes no" ;;
+    --allow-resolvers | --allow-time-servers | --allow-puppet-server | --log-anonymize) echo "yes no" ;;
     --metrics-listen) echo "off" ;;
     --block-duration | --duration) echo "forever" ;;
     esac

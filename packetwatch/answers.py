@@ -176,7 +176,10 @@ class Answers:
 
     def allow_list(self) -> list[dict[str, Any]]:
         entries = self._resident.lists.allow_entries()
-        return [{"prefix": address.prefix_text(e.prefix), "reason": e.reason} for e in entries]
+        return [
+            {"prefix": address.prefix_text(e.prefix), "reason": e.reason, **({"detail": e.detail} if e.detail else {})}
+            for e in entries
+        ]
 
     def allow_add(self, request: Request) -> dict[str, Any]:
         prefix = _prefix(request)

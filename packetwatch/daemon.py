@@ -12,8 +12,8 @@ import socket
 import time
 from typing import Any, Optional
 
-from packetwatch import clock, config, configfiles, control, handover, loader
-from packetwatch import notify, privileges, program, sessions, state
+from packetwatch import clock, config, configfiles, control, handover, loader, lookup
+from packetwatch import notify, privileges, program, servers, sessions, state
 from packetwatch.netlink import Monitor
 from packetwatch.answers import Answers
 from packetwatch.clock import SECOND
@@ -25,6 +25,7 @@ from packetwatch.sinks.jsonlines import JsonForm
 from packetwatch.store import NoStore, PinStore, Store, SystemdStore
 
 TICK_S = 0.35  #: how long a record may wait on an idle host
+_FILES_WAIT_S = 0.2  # for the names of servers, which are read in milliseconds where disks answer
 _CONFIG_STATUS = 78
 
 
@@ -78,6 +79,9 @@ class Daemon:
         self._writable: set[int] = set()
         self._server: Optional[control.Server] = None
         self._exporter: Optional[metrics.Exporter] = None
+        self._lookup: Optional[lookup.Lookup] = None
+        self._answers_kept: dict[str, Any] = {}
+        self._answers_fault = ""
         self._signals()
 
     def open(self) -> None:
@@ -161,6 +165,7 @@ class Daemon:
         self._server.register(self.selector)
         self.resident.drain.audience = self._server
         self._log = self._open_log(settings)
+        self._open_lookup(settings)
         try:
             self._exporter = metrics.Exporter(self.snapshot)
             self._exporter.listen(settings.metrics_listen)
@@ -176,6 +181,15 @@ class Daemon:
         for ring in self.resident.kernel.rings:
             self._rings.register(ring.fd, select.EPOLLIN | select.EPOLLET)
         self.selector.register(self._rings, selectors.EVENT_READ, lambda events: self._rings.poll(0))
+
+    def _open_lookup(self, settings: Settings) -> None:
+        answers = servers.decoded(self.resident.directory.load_servers())
+        self._answers_kept = servers.encoded(answers)
+        self._lookup = lookup.Lookup(answers)
+        self._lookup.want(servers.wanted(settings))
+        self.selector.register(self._lookup.fileno(), selectors.EVENT_READ, self._on_lookup)
+        self._lookup.start(_FILES_WAIT_S)
+        self.resident.servers = self._lookup.servers()
 
     def _open_log(self, settings: Settings) -> str:
         """The form in force."""
@@ -297,6 +311,28 @@ class Daemon:
     def _on_sessions(self, events: int) -> None:
         self._look = self._sessions.drain() or self._look
 
+    def _on_lookup(self, events: int) -> None:
+        assert self._lookup is not None
+        self._lookup.drain()
+        for text in self._lookup.news():
+            tell(text)
+        self.resident.servers = self._lookup.servers()
+        self._look = True
+        answers = servers.encoded(self._lookup.answers())
+        if answers != self._answers_kept:
+            self._keep_answers(answers)
+
+    def _keep_answers(self, answers: dict[str, Any]) -> None:
+        directory, fault = self.resident.directory, ""
+        try:
+            directory.save_servers(answers)
+            self._answers_kept = answers
+        except OSError as error:
+            fault = f"addresses of servers cannot be kept in {directory.path}: {error.strerror}"
+        if fault and fault != self._answers_fault:
+            tell(fault)
+        self._answers_fault = fault
+
     # signals
 
     def _signals(self) -> None:
@@ -349,6 +385,8 @@ class Daemon:
             self._refuse_reload(f"{fault}; {fault.hint}", 1)
         except OSError as fault:
             self._refuse_reload(f"{fault.filename or 'the lists'}: {fault.strerror}", 1)
+        if self._lookup is not None:
+            self._lookup.want(servers.wanted(new), again=True)
         r.reload = Reload(True, time.time_ns(), "", tuple(self._pending))
         self._keep_settings(new)
         return {"changed": self._changed, "restart_needed": list(self._pending)}
@@ -420,6 +458,7 @@ class Daemon:
             "watchdog": {"enabled": self._watchdog_ns is not None, "interval_s": (self._watchdog_ns or 0) / SECOND},
             "keeps": self.store.keeps,
             "program": self.resident.digest,
+            "names": self._lookup.names() if self._lookup is not None else [],
         }
 
     def snapshot(self) -> metrics.Snapshot:
@@ -452,6 +491,8 @@ class Daemon:
                 resident.attachments.detach_all()
             resident.finish()
             self.store.end()
+        if self._lookup is not None:
+            self._lookup.close()
         if self._exporter is not None:
             self._exporter.close()
         if self._server is not None:

@@ -128,6 +128,17 @@ def _sink(sink: Answer, shape: str) -> str:
     return f"{sink.get('written', 0)} to {sink.get('name')}{shape}{refused}{error}"
 
 
+def _names(answer: Answer) -> list[str]:
+    """Of servers that would always be allowed: those that could not be looked up."""
+    return [_name(each) for each in _dicts(answer, "names") if each.get("error")]
+
+
+def _name(each: Answer) -> str:
+    addresses = each.get("addresses")
+    kept = f"; it was {listed(addresses)}" if addresses else ""
+    return f"{each.get('name')}, a {each.get('reason')}: {each['error']}{kept}"
+
+
 def _watchdog(answer: Answer) -> list[str]:
     watchdog = answer.get("watchdog")
     if not isinstance(watchdog, Mapping) or not watchdog.get("enabled"):
@@ -170,6 +181,7 @@ SUBJECTS: tuple[tuple[str, Callable[[Answer], list[str]]], ...] = (
     ("Malformed", _counts("malformed")),
     ("Ignored", _counts("ignored")),
     ("Tables", _tables),
+    ("Unresolved", _names),
     ("Watchdog", _watchdog),
     ("If killed", lambda answer: [str(answer.get("keeps") or "")]),
     ("Metrics", _metrics),

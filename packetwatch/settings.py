@@ -120,6 +120,13 @@ class Settings:
         "allow.gateways", "yes", yes_no(), "Never block the default gateways.")
     allow_sessions: bool = _row(
         "allow.sessions", "yes", yes_no(), "Never block the remote hosts of logged-in sessions.")
+    allow_resolvers: bool = _row(
+        "allow.resolvers", "yes", yes_no(), "Never block the name servers of this host.")
+    allow_time_servers: bool = _row(
+        "allow.time_servers", "yes", yes_no(),
+        "Never block the time servers that systemd-timesyncd, chrony or ntpd are set to use.")
+    allow_puppet_server: bool = _row(
+        "allow.puppet_server", "yes", yes_no(), "Never block the Puppet server that puppet.conf names.")
     scan_ports: int = _row(
         "scan.ports", "3", whole(2, 64), "So many distinct ports within the window make a scan.")
     scan_window_ns: int = _row(

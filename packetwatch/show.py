@@ -61,8 +61,12 @@ def _why(entry: Answer) -> str:
 
 
 def allowed(answer: Any) -> str:
-    rows = [(each.get("prefix"), each.get("reason")) for each in _entries(answer)]
+    rows = [(each.get("prefix"), _why_allowed(each)) for each in _entries(answer)]
     return table(("SOURCE", "REASON"), rows, "Nothing is allowed.")
+
+
+def _why_allowed(entry: Answer) -> str:
+    return str(entry.get("reason") or "") + (f" ({entry['detail']})" if entry.get("detail") else "")
 
 
 def _entries(answer: Any) -> list[Answer]:

@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What survives a stop and a reboot: blocks, what people allowed and blocked by hand, the last good settings.
+"""What survives a stop and a reboot: blocks, what people allowed and blocked by hand, the last good settings,
+what names of servers stood for.
 
 Files in the state directory, versioned, replaced whole. Ends are wall time here (ns since 1970,
 0 is forever). A file that is newer or corrupt is kept aside and told of, never a crash loop.
@@ -18,6 +19,7 @@ from packetwatch import address
 from packetwatch.address import Prefix
 
 VERSION = 1
+_INPUTS, _SERVERS = "last-good.json", "servers.json"
 _BYTES_MAX = 192 * 1024 * 1024  # table.blocks at its most takes half of it
 #: Whatever stands there instead of a file, a start neither hangs at it nor writes elsewhere.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -154,15 +156,29 @@ class Directory:
 
     def load_inputs(self) -> Optional[dict[str, Any]]:
         """The inputs of the last good settings, as `save_inputs` got them."""
-        text = self._read(self.path / "last-good.json")
+        return self._load(_INPUTS)
+
+    def save_inputs(self, inputs: dict[str, Any]) -> None:
+        self._write(_INPUTS, json.dumps(inputs).encode())
+
+    def load_servers(self) -> Optional[dict[str, Any]]:
+        """What names of servers stood for at last, as `save_servers` got it; none is no fault."""
+        try:
+            return self._load(_SERVERS)
+        except StateError:
+            return None
+
+    def save_servers(self, answers: dict[str, Any]) -> None:
+        """Raises OSError."""
+        self._write(_SERVERS, json.dumps(answers).encode())
+
+    def _load(self, name: str) -> Optional[dict[str, Any]]:
+        text = self._read(self.path / name)
         try:
             data = json.loads(text) if text is not None else None
         except (ValueError, RecursionError):
             return None
         return data if isinstance(data, dict) else None
-
-    def save_inputs(self, inputs: dict[str, Any]) -> None:
-        self._write("last-good.json", json.dumps(inputs).encode())
 
     def _give_to_owner(self, fd: int) -> None:
         """Run by hand as root in the service's directory, it must not leave what the service cannot read."""

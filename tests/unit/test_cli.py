@@ -50,6 +50,10 @@ STATUS = {
     "sinks": [{"name": "journal", "written": 953, "refused": 1, "last_error": "no buffer space"}],
     "watchdog": {"enabled": True, "interval_s": 5.0}, "keeps": "protection goes on",
     "config": {"ok": True, "loaded_at": "2026-11-23T13:00:00Z", "error": None, "restart_needed": ["ring.size"]},
+    "names": [
+        {"name": "ntp.example.org", "reason": "time server", "file": "/etc/ntp.conf", "addresses": [], "error": "no"},
+        {"name": "puppet", "reason": "Puppet server", "file": "/p", "addresses": ["192.0.2.8"], "error": None},
+    ],
     "log_format": "journal", "metrics": ["127.0.0.1:9773"], "program": "0123abcd", "adopted": True,
 }
 BLOCKS = [
@@ -64,7 +68,10 @@ ANSWERS = {
     "block.list": BLOCKS,
     "block.add": {"prefix": "192.0.2.7", "until": "2026-11-24T14:28:05Z", "note": None},
     "block.remove": {"removed": 1},
-    "allow.list": [{"prefix": "10.0.0.1", "reason": "default gateway"}],
+    "allow.list": [
+        {"prefix": "10.0.0.1", "reason": "default gateway"},
+        {"prefix": "10.0.0.2", "reason": "time server", "detail": "ntp.example.org, /etc/ntp.conf"},
+    ],
     "allow.add": {"prefix": "10.0.0.0/8"},
     "allow.remove": {"removed": 1},
 }
@@ -294,6 +301,7 @@ Lost         10 (the loss records in the log say where and what helps)
 Records      953 to journal as journal, 1 refused (no buffer space)
 Malformed    4 truncated
 Tables       trackers 10 of 65536, blocks 2 of 65536
+Unresolved   ntp.example.org, a time server: no
 Watchdog     on, every 5 s
 If killed    protection goes on
 Metrics      127.0.0.1:9773
@@ -316,6 +324,10 @@ Settings     in force since 2026-11-23 14:00:00
         ({"config": {"ok": False, "error": "2 faults"}}, "Settings     FAULTY: 2 faults"),
         ({"watchdog": {"enabled": False, "interval_s": 0}}, "Watchdog     off"),
         ({"metrics": []}, "Metrics      off"),
+        (
+            {"names": [{"name": "p", "reason": "Puppet server", "addresses": ["192.0.2.8", "::7"], "error": "silent"}]},
+            "Unresolved   p, a Puppet server: silent; it was 192.0.2.8, ::7",
+        ),
         ({"uptime_s": 0, "adopted": False}, "Up           0s, since 2026-11-23 14:00:00, process 321, version 0.1.0"),
         (
             {"by_interface": [{"interface": name, "family": "ipv6", "syns": 5} for name in ("eth0", "eth1")]},
@@ -369,6 +381,10 @@ SOURCE         UNTIL                SINCE                DROPPED  REASON
     assert show.allowed([{"prefix": "10.0.0.1", "reason": "default gateway"}]) == """\
 SOURCE    REASON
 10.0.0.1  default gateway"""
+    assert show.allowed(ANSWERS["allow.list"]) == """\
+SOURCE    REASON
+10.0.0.1  default gateway
+10.0.0.2  time server (ntp.example.org, /etc/ntp.conf)"""
 
 
 @pytest.mark.parametrize("answer", [[], {}, None, 7, "x", [7, None], {"entries": 7}])

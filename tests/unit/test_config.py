@@ -51,8 +51,9 @@ def test_the_defaults_are_those_of_the_documentation():
     assert dataclasses.asdict(DEFAULT) == {
         "interface": ("default-route",), "mode": "enforce", "allow": (), "block": (), "open_ports": (),
         "allow_own": True, "allow_gateways": True, "allow_sessions": True,
+        "allow_resolvers": True, "allow_time_servers": True, "allow_puppet_server": True,
         "scan_ports": 3, "scan_window_ns": 60 * SECOND, "scan_count": "all", "xdp_mode": "auto",
-        "block_rules": ((3, True, 60 * SECOND), (5, True, 600 * SECOND), (10, True, 86400 * SECOND)),
+        "block_rules": ((0, True, 0), (5, True, 600 * SECOND), (10, True, 86400 * SECOND)),
         "block_honeypot_ports": (), "block_first_ns": 60 * SECOND, "block_duration_ns": 3600 * SECOND,
         "block_forget_ns": 86400 * SECOND, "block_storm": 100,
         "log_format": "auto", "log_file": "", "log_connections": "each", "log_anonymize": False,

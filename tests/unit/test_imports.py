@@ -15,12 +15,12 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "packetwatch"
 LAYERS = (
     # pure
     {"__init__", "event", "address", "rules", "detection", "kinds", "settings", "config", "metricnames"}
-    | {"budget", "marks", "summary", "operations", "manual"},
+    | {"budget", "marks", "summary", "operations", "manual", "servers"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
-    | {"client", "sinks", "sinks.records", "sinks.scrapes"},
+    | {"client", "serverfiles", "sinks", "sinks.records", "sinks.scrapes"},
     # parts, in three floors
-    {"kernel", "interfaces", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
+    {"kernel", "interfaces", "lookup", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
     | {"sinks.writer"},
     {"lists", "handover", "show", "control", "sinks.ledger", "sinks.journal"},
     {"attachments", "sinks.log", "sinks.metrics", "overview"},

@@ -70,9 +70,12 @@ class packetwatch::config {
             'pin'        => $packetwatch::pin,
           },
           'allow'       => {
-            'own'      => $packetwatch::allow_own,
-            'gateways' => $packetwatch::allow_gateways,
-            'sessions' => $packetwatch::allow_sessions,
+            'own'           => $packetwatch::allow_own,
+            'gateways'      => $packetwatch::allow_gateways,
+            'sessions'      => $packetwatch::allow_sessions,
+            'resolvers'     => $packetwatch::allow_resolvers,
+            'time_servers'  => $packetwatch::allow_time_servers,
+            'puppet_server' => $packetwatch::allow_puppet_server,
           },
           'scan'        => {
             'ports'  => $packetwatch::scan_ports,

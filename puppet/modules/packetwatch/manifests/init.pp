@@ -73,6 +73,12 @@
 #   Never block the default gateways.
 # @param allow_sessions
 #   Never block the remote hosts of logged-in sessions.
+# @param allow_resolvers
+#   Never block the name servers of this host.
+# @param allow_time_servers
+#   Never block the time servers that systemd-timesyncd, chrony or ntpd are set to use.
+# @param allow_puppet_server
+#   Never block the Puppet server that puppet.conf names.
 # @param scan_ports
 #   So many distinct ports within the window make a scan.
 # @param scan_window
@@ -147,6 +153,9 @@ class packetwatch (
   Optional[Boolean] $allow_own = undef,
   Optional[Boolean] $allow_gateways = undef,
   Optional[Boolean] $allow_sessions = undef,
+  Optional[Boolean] $allow_resolvers = undef,
+  Optional[Boolean] $allow_time_servers = undef,
+  Optional[Boolean] $allow_puppet_server = undef,
   Optional[Integer[2, 64]] $scan_ports = undef,
   Optional[Packetwatch::Duration] $scan_window = undef,
   Optional[Enum['all', 'closed']] $scan_count = undef,
