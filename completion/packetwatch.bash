@@ -6,10 +6,12 @@ _packetwatch_flags() {
     case $1 in
     "") echo "--help --version" ;;
     block | allow) echo "--help" ;;
-    status | tail | reload | "allow list" | "allow add" | "allow remove") echo "$asking" ;;
-    mode) echo "--keep $asking" ;;
+    status | tail | "allow list" | "allow add") echo "$asking" ;;
+    reload | "allow remove") echo "--confirm $asking" ;;
+    confirm) echo "--revert $asking" ;;
+    mode) echo "--keep --confirm $asking" ;;
     "block list") echo "--would --since $asking" ;;
-    "block add") echo "--duration --reason --force $asking" ;;
+    "block add") echo "--duration --reason --force --confirm $asking" ;;
     "block remove") echo "--all $asking" ;;
     check) echo "--dump --config --output -o --help" ;;
     version) echo "--output -o --help" ;;
@@ -27,7 +29,7 @@ _packetwatch_flags() {
 
 _packetwatch_words() {
     case $1 in
-    "") echo "run status tail reload mode block allow check version" ;;
+    "") echo "run status tail reload confirm mode block allow check version" ;;
     block | allow) echo "list add remove" ;;
     mode) echo "enforce observe" ;;
     esac
@@ -57,7 +59,7 @@ _packetwatch() {
     for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $command,$each in
         *,-*) ;;
-        ,run | ,status | ,tail | ,reload | ,mode | ,block | ,allow | ,check | ,version) command=$each ;;
+        ,run | ,status | ,tail | ,reload | ,confirm | ,mode | ,block | ,allow | ,check | ,version) command=$each ;;
         block,list | block,add | block,remove | allow,list | allow,add | allow,remove) command="$command $each" ;;
         esac
     done
@@ -67,7 +69,7 @@ _packetwatch() {
             mapfile -t COMPREPLY < <(compgen -f -- "$word")
             return
             ;;
-        --allow | --block | --open-ports | --since | --reason | --scan-ports | --scan-window | --block-rules | \
+        --allow | --block | --open-ports | --since | --reason | --confirm | --scan-ports | --scan-window | --block-rules | \
             --block-honeypot-ports | --block-first | --block-forget | --block-storm | --log-fold-* | \
             --log-daily-size | --table-* | --ring-size)
             return

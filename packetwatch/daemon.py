@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import selectors
@@ -13,9 +14,10 @@ import time
 from typing import Any, Optional
 
 from packetwatch import clock, config, configfiles, control, handover, loader, lookup
-from packetwatch import notify, privileges, program, servers, sessions, state
+from packetwatch import notify, pending, privileges, program, servers, sessions, state
 from packetwatch.netlink import Monitor
 from packetwatch.answers import Answers
+from packetwatch.changes import Changes
 from packetwatch.clock import SECOND
 from packetwatch.resident import Reload, Resident, tell
 from packetwatch.settings import Settings, changed, dump, needs_restart
@@ -97,11 +99,16 @@ class Daemon:
         if "mode" in self.inputs.flags:
             saved = saved._replace(mode=None)  # what is said on this command line is newer
         self.resident.restore(saved)
-        if aside:
-            tell(aside)
+        waiting, lost = directory.load_as(pending.FILE, pending.decode)
+        self.changes = Changes(self.resident, self._take_back)
+        if self.changes.restore(waiting) and waiting is not None and waiting.settings is not None:
+            settings = self._set_back(waiting.settings)
+        for text in filter(None, (aside, lost)):
+            tell(text)
         self._open_outside(settings)
         directory.hold()
         self._start(opened)
+        self.changes.settle()
 
     # start
 
@@ -160,7 +167,7 @@ class Daemon:
         return handover.open_kernel(parameters, self.store, load)
 
     def _open_outside(self, settings: Settings) -> None:
-        answers = Answers(self.resident, self.reload, self._outside)
+        answers = Answers(self.resident, self.changes, self.reload, self._outside)
         self._server = control.Server(settings.socket, answers)
         self._server.register(self.selector)
         self.resident.drain.audience = self._server
@@ -219,7 +226,7 @@ class Daemon:
         if self._exporter is not None:
             self._exporter.serve()
         self._look = False
-        if r.reload.ok:
+        if r.reload.ok or r.reload.differs:
             self._keep_settings(r.settings)
         r.say("start", mode=r.mode, message=self._greeting())
         r.drain.run()
@@ -274,6 +281,7 @@ class Daemon:
         now = clock.boot_ns()
         self._next_ns = now + SECOND
         self.resident.housekeeping()
+        self.changes.expire(now)
         self.resident.drain.flush()
         if self._server is not None:
             self._server.expire(now)
@@ -416,6 +424,34 @@ class Daemon:
                 self._exporter.listen(old.metrics_listen)
             raise
         self._look_around()
+
+    def _take_back(self, before: Settings) -> None:
+        """The settings before a reload; where the log or the metrics cannot have theirs, the rest. Raises OSError."""
+        r, files = self.resident, self.resident.settings
+        settings = pending.rolled_back(files, before)
+        try:
+            self._take(settings)
+        except (StartError, metrics.MetricsUnavailable) as fault:
+            tell(f"{fault}; log and metrics stay as they are")
+            same = {name: getattr(files, name) for name in ("log_file", "log_format", "metrics_listen")}
+            self._take(dataclasses.replace(settings, **same))
+        self._note_difference(files)
+        self._keep_settings(r.settings)
+
+    def _set_back(self, before: Settings) -> Settings:
+        """The same at a start, before anything is open."""
+        r, files = self.resident, self.resident.settings
+        r.settings = r.lists.settings = pending.rolled_back(files, before)
+        r.budget.daily_bytes = r.settings.log_daily_size
+        self._note_difference(files)
+        return r.settings
+
+    def _note_difference(self, files: Settings) -> None:
+        r = self.resident
+        differs = tuple(changed(r.settings, files))
+        text = f"the last reload was rolled back: the files differ in {', '.join(differs)}" if differs else ""
+        error = "; ".join(filter(None, (r.reload.error, text)))
+        r.reload = r.reload._replace(ok=not error, error=error, differs=differs)
 
     def _take_log(self, old: Settings, new: Settings) -> None:
         sinks = self.resident.drain.sinks

@@ -72,6 +72,10 @@ class Lists:
         self._ends[entry.prefix] = until
         return until
 
+    def until(self, prefix: Prefix) -> Optional[int]:
+        """The end of a block by hand as CLOCK_BOOTTIME, 0 is forever; None where there is no such block."""
+        return self._ends[prefix] if prefix in self.manual_blocks else None
+
     def block_entries(self) -> list[Entry]:
         """Blocks by hand and by configuration; ends as CLOCK_BOOTTIME."""
         entries = [Entry(prefix, rules.CONFIG) for prefix in self.settings.block]

@@ -43,6 +43,14 @@ def _problems(answer: Answer) -> list[str]:
     return [str(each) for each in problems] if isinstance(problems, list) else []
 
 
+def _unconfirmed(answer: Answer) -> list[str]:
+    pending = answer.get("pending")
+    if not isinstance(pending, Mapping):
+        return []
+    until = moment(pending.get("until"))
+    return [f"{pending.get('change')}: rolled back at {until} unless confirmed ({pending.get('confirm')})"]
+
+
 def _up(answer: Answer) -> list[str]:
     seconds = answer.get("uptime_s")
     parts = [duration_text(seconds * SECOND_NS) if isinstance(seconds, int) and seconds > 0 else "0s"]
@@ -155,10 +163,15 @@ def _settings(answer: Answer) -> list[str]:
     settings = answer.get("config")
     if not isinstance(settings, Mapping):
         return []
-    state = "in force" if settings.get("ok") else f"FAULTY: {settings.get('error') or 'see the log'}"
+    differs, error = settings.get("differs"), settings.get("error") or "see the log"
+    state = "in force" if settings.get("ok") else f"{'NOT THOSE OF THE FILES' if differs else 'FAULTY'}: {error}"
     loaded = f" since {moment(settings['loaded_at'])}" if settings.get("ok") and settings.get("loaded_at") else ""
     restart = settings.get("restart_needed")
-    return [state + loaded, f"a restart is needed for {listed(restart)}" if restart else ""]
+    return [
+        state + loaded,
+        "packetwatch reload, or a restart, takes those of the files" if differs else "",
+        f"a restart is needed for {listed(restart)}" if restart else "",
+    ]
 
 
 def _dicts(answer: Answer, key: str) -> list[Answer]:
@@ -170,6 +183,7 @@ def _dicts(answer: Answer, key: str) -> list[Answer]:
 SUBJECTS: tuple[tuple[str, Callable[[Answer], list[str]]], ...] = (
     ("Protection", _protection),
     ("Problems", _problems),
+    ("Unconfirmed", _unconfirmed),
     ("Interfaces", _interfaces),
     ("Up", _up),
     ("Connections", _connections),

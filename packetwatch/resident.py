@@ -53,6 +53,7 @@ class Reload(NamedTuple):
     wall_ns: int  #: of the last that succeeded
     error: str = ""
     pending: tuple[str, ...] = ()  #: keys that need a restart
+    differs: tuple[str, ...] = ()  #: keys whose values are not those of the files, after a reload that was rolled back
 
 
 class Resident:

@@ -113,6 +113,25 @@ def reloaded(answer: Answer) -> str:
     return "\n".join(map(clean, lines))
 
 
+def confirmed(answer: Answer) -> str:
+    return clean(f"{'Rolled back' if answer.get('reverted') else 'Confirmed'}: {answer.get('change')}.")
+
+
+def waiting(answer: Any, command: str) -> list[str]:
+    """What is to be said of the confirmation after what was done; ``command`` gives it."""
+    if not isinstance(answer, Mapping):
+        return []
+    lines, pending = [], answer.get("pending")
+    if isinstance(pending, Mapping):
+        until = moment(pending.get("until"))
+        lines.append(f"{pending.get('change')} is rolled back at {until} unless you confirm it: {command}")
+    elif "pending" in answer:
+        lines.append("There is nothing to confirm.")
+    if answer.get("settled"):
+        lines.append(f"{answer['settled']} waits for no confirmation any more.")
+    return [clean(line) for line in lines]
+
+
 def checked(answer: Answer) -> str:
     files = answer.get("files")
     return "\n".join(clean(f"{file}: no fault") for file in files) if files else "No settings files: all defaults."

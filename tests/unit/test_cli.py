@@ -56,6 +56,10 @@ STATUS = {
     ],
     "log_format": "journal", "metrics": ["127.0.0.1:9773"], "program": "0123abcd", "adopted": True,
 }
+PENDING = {
+    "change": "block add 192.0.2.7", "since": "2026-11-24T14:26:05Z", "until": "2026-11-24T14:28:05Z",
+    "confirm": "packetwatch confirm", "revert": "packetwatch confirm --revert",
+}
 BLOCKS = [
     {"prefix": "192.0.2.7", "reason": "port scan", "until": "2026-11-24T14:28:05Z", "since": "2026-11-24T13:28:05Z",
      "dropped": 1234, "would": False},
@@ -63,11 +67,12 @@ BLOCKS = [
 ]
 ANSWERS = {
     "status": STATUS,
-    "reload": {"changed": ["scan.ports"], "restart_needed": []},
+    "confirm": {"change": "block add 192.0.2.7", "reverted": False},
+    "reload": {"changed": ["scan.ports"], "restart_needed": [], "pending": PENDING},
     "mode": {"mode": "observe", "configured": "enforce", "forgotten": 0},
     "block.list": BLOCKS,
-    "block.add": {"prefix": "192.0.2.7", "until": "2026-11-24T14:28:05Z", "note": None},
-    "block.remove": {"removed": 1},
+    "block.add": {"prefix": "192.0.2.7", "until": "2026-11-24T14:28:05Z", "note": None, "pending": PENDING},
+    "block.remove": {"removed": 1, "settled": "block add 192.0.2.7"},
     "allow.list": [
         {"prefix": "10.0.0.1", "reason": "default gateway"},
         {"prefix": "10.0.0.2", "reason": "time server", "detail": "ntp.example.org, /etc/ntp.conf"},
@@ -150,7 +155,11 @@ def run(capsys):
     [
         (["status"], {"do": "status"}),
         (["reload"], {"do": "reload"}),
+        (["reload", "--confirm", "2m"], {"do": "reload", "confirm_s": 120}),
+        (["confirm"], {"do": "confirm"}),
+        (["confirm", "--revert"], {"do": "confirm", "revert": True}),
         (["mode"], {"do": "mode"}),
+        (["mode", "enforce", "--confirm", "1h"], {"do": "mode", "mode": "enforce", "confirm_s": 3600}),
         (["mode", "observe"], {"do": "mode", "mode": "observe"}),
         (["mode", "enforce", "--keep"], {"do": "mode", "mode": "enforce", "keep": True}),
         (["block", "list"], {"do": "block.list"}),
@@ -168,11 +177,16 @@ def run(capsys):
             ["block", "add", "::ffff:192.0.2.7", "--duration", "forever"],
             {"do": "block.add", "prefix": "192.0.2.7", "duration_s": 0, "reason": "", "force": False},
         ),
+        (
+            ["block", "add", "::1", "--confirm", "1s"],
+            {"do": "block.add", "prefix": "::1", "duration_s": None, "reason": "", "force": False, "confirm_s": 1},
+        ),
         (["block", "remove", "192.0.2.0/24"], {"do": "block.remove", "prefix": "192.0.2.0/24"}),
         (["block", "remove", "--all"], {"do": "block.remove", "all": True}),
         (["allow", "list"], {"do": "allow.list"}),
         (["allow", "add", "::1"], {"do": "allow.add", "prefix": "::1"}),
         (["allow", "remove", "::1"], {"do": "allow.remove", "prefix": "::1"}),
+        (["allow", "remove", "::1", "--confirm", "1m30s"], {"do": "allow.remove", "prefix": "::1", "confirm_s": 90}),
     ],
 )
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -199,6 +213,12 @@ def test_what_a_command_asks_and_prints(resident, run, argv, request_, form):
         (["status", "-o", "xml"], "invalid choice"),
         (["mode", "disable"], "invalid choice"),
         (["mode", "--keep"], "--keep goes with a mode"),
+        (["mode", "--confirm", "2m"], "--confirm goes with enforce"),
+        (["mode", "observe", "--confirm", "2m"], "--confirm goes with enforce"),
+        (["reload", "--confirm", "0s"], "out of range (duration, 1s to 1h)"),
+        (["reload", "--confirm", "61m"], "out of range (duration, 1s to 1h)"),
+        (["reload", "--confirm", "2"], "has no unit (2s?)"),
+        (["allow", "add", "::1", "--confirm", "2m"], "--confirm is not understood"),
         (["block", "add"], "required: PREFIX"),
         (["block", "add", "10.0.0.5/8"], "the prefix is 10.0.0.0/8"),
         (["block", "add", "example.org"], "is not an IPv4 or IPv6 address"),
@@ -323,6 +343,14 @@ Settings     in force since 2026-11-23 14:00:00
         ({"would_drop": 12}, "Blocked now  2 (12 connections would have been dropped)"),
         ({"config": {"ok": False, "error": "2 faults"}}, "Settings     FAULTY: 2 faults"),
         ({"watchdog": {"enabled": False, "interval_s": 0}}, "Watchdog     off"),
+        (
+            {"config": {"ok": False, "error": "2 keys", "differs": ["mode"]}},
+            "Settings     NOT THOSE OF THE FILES: 2 keys",
+        ),
+        (
+            {"pending": PENDING},
+            "Unconfirmed  block add 192.0.2.7: rolled back at 2026-11-24 15:28:05 unless confirmed (packetwatch conf",
+        ),
         ({"metrics": []}, "Metrics      off"),
         (
             {"names": [{"name": "p", "reason": "Puppet server", "addresses": ["192.0.2.8", "::7"], "error": "silent"}]},
@@ -424,6 +452,31 @@ def test_lists_of_nothing(answer):
 )
 def test_what_was_done_is_said(tell, answer, said):
     assert tell(answer) == said
+
+
+@pytest.mark.parametrize(
+    "answer, lines",
+    [
+        ({"removed": 1}, []),
+        ({"pending": None}, ["There is nothing to confirm."]),
+        (
+            {"pending": PENDING},
+            ["block add 192.0.2.7 is rolled back at 2026-11-24 15:28:05 unless you confirm it: packetwatch confirm"],
+        ),
+        ({"settled": "mode enforce"}, ["mode enforce waits for no confirmation any more."]),
+        ([], []),
+        ({"pending": {"until": 7}}, ["None is rolled back at 7 unless you confirm it: packetwatch confirm"]),
+    ],
+)
+def test_what_is_to_be_confirmed_is_said(answer, lines):
+    assert show.waiting(answer, "packetwatch confirm") == lines
+
+
+def test_the_command_to_confirm_with_asks_the_same_monitor(resident, run, monkeypatch, tmp_path):
+    monkeypatch.delenv("PACKETWATCH_SOCKET")
+    out = run("reload", "--confirm", "2m", "--socket", str(tmp_path / "s"))[1]
+    assert out.endswith(f" unless you confirm it: packetwatch confirm --socket {tmp_path}/s\n")
+    assert run("confirm", "--socket", str(tmp_path / "s")) == (0, "Confirmed: block add 192.0.2.7.\n", "")
 
 
 # tail

@@ -22,12 +22,13 @@ LAYERS = (
     # parts, in three floors
     {"kernel", "interfaces", "lookup", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
     | {"sinks.writer"},
-    {"lists", "handover", "show", "control", "sinks.ledger", "sinks.journal"},
+    {"lists", "pending", "handover", "show", "control", "sinks.ledger", "sinks.journal"},
     {"attachments", "sinks.log", "sinks.metrics", "overview"},
     # wholes
     {"loader", "drain"},
     {"reports"},
     {"resident"},
+    {"changes"},
     {"answers"},
     {"daemon"},
     # the door
