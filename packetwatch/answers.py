@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Optional
 
-from packetwatch import __version__, address, clock, lists, rules
+from packetwatch import __version__, address, clock, lists, rules, why
 from packetwatch.address import Prefix
 from packetwatch.metricnames import IGNORED, MALFORMED, MODES
 from packetwatch.operations import FAILED, NOT_PERMITTED, USAGE, Refused, Request
@@ -38,6 +38,7 @@ class Answers:
             "block.list": self.block_list,
             "block.add": self.block_add,
             "block.remove": self.block_remove,
+            "why": self.why,
             "allow.list": lambda request: self.allow_list(),
             "allow.add": self.allow_add,
             "allow.remove": self.allow_remove,
@@ -171,6 +172,12 @@ class Answers:
         if prefix in r.settings.block:
             raise Refused(f"{text} is blocked by the configuration", "take it out there and reload", NOT_PERMITTED)
         raise Refused(f"{text} is not blocked", "packetwatch block list", FAILED)
+
+    def why(self, request: Request) -> dict[str, Any]:
+        prefix = _prefix(request)
+        if prefix.length != address.BITS:
+            raise Refused(f"{address.prefix_text(prefix)} is not one address", "packetwatch block list", USAGE)
+        return why.why(self._resident, prefix.network)
 
     # allow
 

@@ -118,7 +118,7 @@ class Resident:
         frames = self.kernel.parameters.ring_bytes // self.kernel.connections.frame
         per_cpu = max(1, frames // (4 * (os.cpu_count() or 1)))
         keep_ns, suspect_ns = detection.windows(s.scan_window_ns, s.block_rules)
-        first_ns = min(s.block_first_ns, s.block_duration_ns or s.block_first_ns)
+        first_ns = self.first_block_ns
         self.kernel.put_ports(spread(s.open_ports), spread(s.block_honeypot_ports))
         self.kernel.apply(
             KernelSettings(
@@ -142,6 +142,11 @@ class Resident:
                 rules=tuple(KernelRule(rule.window_ns, rule.ports, int(rule.closed)) for rule in s.block_rules),
             )
         )
+
+    @property
+    def first_block_ns(self) -> int:
+        """block.first, if block.duration allows it."""
+        return min(self.settings.block_first_ns, self.settings.block_duration_ns or self.settings.block_first_ns)
 
     def _name_rule(self, number: int) -> str:
         """Empty where a scan alone blocks."""

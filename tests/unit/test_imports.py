@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "packetwatch"
 LAYERS = (
     # pure
     {"__init__", "event", "address", "rules", "detection", "kinds", "settings", "config", "metricnames"}
-    | {"budget", "marks", "summary", "operations", "manual"},
+    | {"budget", "marks", "summary", "operations", "manual", "history"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
     | {"client", "sinks", "sinks.records", "sinks.scrapes"},
@@ -28,6 +28,7 @@ LAYERS = (
     {"loader", "drain"},
     {"reports"},
     {"resident"},
+    {"why"},
     {"answers"},
     {"daemon"},
     # the door
