@@ -6,7 +6,7 @@ _packetwatch_flags() {
     case $1 in
     "") echo "--help --version" ;;
     block | allow) echo "--help" ;;
-    status | tail | "allow list" | "allow add") echo "$asking" ;;
+    status | tail | why | "allow list" | "allow add") echo "$asking" ;;
     reload | "allow remove") echo "--confirm $asking" ;;
     confirm) echo "--revert $asking" ;;
     mode) echo "--keep --confirm $asking" ;;
@@ -29,7 +29,7 @@ _packetwatch_flags() {
 
 _packetwatch_words() {
     case $1 in
-    "") echo "run status tail reload confirm mode block allow check version" ;;
+    "") echo "run status tail reload confirm mode block why allow check version" ;;
     block | allow) echo "list add remove" ;;
     mode) echo "enforce observe" ;;
     esac
@@ -49,7 +49,8 @@ _packetwatch_values() {
     --allow-own | --allow-gateways | --allow-sessions) echo "yes no" ;;
     --allow-resolvers | --allow-time-servers | --allow-puppet-server | --log-anonymize) echo "yes no" ;;
     --metrics-listen) echo "off" ;;
-    --block-duration | --duration) echo "forever" ;;
+    --block-duration | --block-first | --duration) echo "forever" ;;
+    --block-rules) echo "off" ;;
     esac
 }
 
@@ -59,7 +60,7 @@ _packetwatch() {
     for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $command,$each in
         *,-*) ;;
-        ,run | ,status | ,tail | ,reload | ,confirm | ,mode | ,block | ,allow | ,check | ,version) command=$each ;;
+        ,run | ,status | ,tail | ,reload | ,confirm | ,mode | ,block | ,why | ,allow | ,check | ,version) command=$each ;;
         block,list | block,add | block,remove | allow,list | allow,add | allow,remove) command="$command $each" ;;
         esac
     done
@@ -69,8 +70,8 @@ _packetwatch() {
             mapfile -t COMPREPLY < <(compgen -f -- "$word")
             return
             ;;
-        --allow | --block | --open-ports | --since | --reason | --confirm | --scan-ports | --scan-window | --block-rules | \
-            --block-honeypot-ports | --block-first | --block-forget | --block-storm | --log-fold-* | \
+        --allow | --block | --open-ports | --since | --reason | --confirm | --scan-ports | --scan-window | \
+            --block-honeypot-ports | --block-forget | --block-storm | --log-fold-* | \
             --log-daily-size | --table-* | --ring-size)
             return
             ;;

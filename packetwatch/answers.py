@@ -11,7 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Optional
 
-from packetwatch import __version__, address, clock, lists, rules
+from packetwatch import __version__, address, clock, lists, rules, why
 from packetwatch.changes import Changes
 from packetwatch.metricnames import IGNORED, MALFORMED, MODES
 from packetwatch.operations import FAILED, NOT_PERMITTED, USAGE, Refused, Request, prefix_of
@@ -46,6 +46,7 @@ class Answers:
             "block.list": self.block_list,
             "block.add": self.block_add,
             "block.remove": self.block_remove,
+            "why": self.why,
             "allow.list": lambda request: self.allow_list(),
             "allow.add": self.allow_add,
             "allow.remove": self.allow_remove,
@@ -135,7 +136,8 @@ class Answers:
         for block in r.kernel.blocks.read():
             if block.in_force(now) and block.since_ns >= oldest_ns:
                 source = address.text(block.address)
-                yield _row(source, "port scan", block.until_ns, block.since_ns, block.dropped, observing)
+                told = r.drain.history.block(source)  # not of an earlier process, nor of the longest ago
+                yield _row(source, told.reason if told and told.reason else "port scan", block.until_ns, block.since_ns, block.dropped, observing)
         for entry in r.lists.block_entries() if not would else ():
             manual = r.lists.manual_blocks.get(entry.prefix)
             since = manual.since_wall_ns - clock.wall_offset_ns() if manual else None
@@ -181,6 +183,12 @@ class Answers:
         if prefix in r.settings.block:
             raise Refused(f"{text} is blocked by the configuration", "take it out there and reload", NOT_PERMITTED)
         raise Refused(f"{text} is not blocked", "packetwatch block list", FAILED)
+
+    def why(self, request: Request) -> dict[str, Any]:
+        prefix = prefix_of(request)
+        if prefix.length != address.BITS:
+            raise Refused(f"{address.prefix_text(prefix)} is not one address", "packetwatch block list", USAGE)
+        return why.why(self._resident, prefix.network)
 
     # allow
 

@@ -307,6 +307,10 @@ COMMANDS = (
             *ASKING,
         ),
         _changing(show.unblocked, _remove_fields)),
+    Command(
+        "why", "What is known of a source, and why it is, was or was not blocked.",
+        (_given("prefix", type=_prefix, metavar="ADDRESS", help="the source"), *ASKING),
+        _asking(show.why, _prefix_field)),
     Command("allow list", "What is allowed, and why.", ASKING, _asking(show.allowed)),
     Command("allow add", "Allow a source.", (PREFIX, *ASKING), _changing(show.allow_added, _prefix_field)),
     Command(

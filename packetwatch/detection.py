@@ -146,6 +146,14 @@ def finding(slots: list[Slot], scan: bool, rule: int) -> Finding:
     return Finding(tuple(port for _, port, _ in oldest_first), closed, scan, rule)
 
 
+def block_length(longest_ns: int, first_ns: int, times: int) -> int:
+    """Of a source that was blocked so many times before; 0 is forever, here and there."""
+    if not first_ns or (not longest_ns and times >= DOUBLINGS_FOREVER):
+        return 0
+    length = first_ns << min(times, DOUBLINGS)
+    return min(longest_ns, length) if longest_ns else length
+
+
 class Verdict(NamedTuple):
     """What becomes of one new connection. The one that completes a scan still goes through."""
 
@@ -206,17 +214,10 @@ class Guard:
         last_ns, times = self._offenders.get(source, (0, 0))
         if times and last_ns and now_ns - last_ns >= self.lengths.forget_ns:
             times = 0
-        times = min(times, DOUBLINGS)
-        until_ns = self._doubled(now_ns, times)
-        self._offenders[source] = (until_ns, times + 1)
+        length = block_length(self.lengths.longest_ns, self.lengths.first_ns, times)
+        until_ns = now_ns + length if length else 0
+        self._offenders[source] = (until_ns, min(times, DOUBLINGS) + 1)
         return until_ns
-
-    def _doubled(self, now_ns: int, times: int) -> int:
-        longest, first = self.lengths.longest_ns, self.lengths.first_ns
-        if not first or (not longest and times >= DOUBLINGS_FOREVER):
-            return 0
-        length = first << times
-        return now_ns + (min(longest, length) if longest else length)
 
     def _drop(self, until_ns: int) -> Verdict:
         return Verdict(DROP if self.enforce else WOULD_DROP, until_ns=until_ns)

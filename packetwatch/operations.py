@@ -53,6 +53,7 @@ OPERATIONS: Mapping[str, Operation] = {
     "block.add": Operation(
         True, {"prefix": _TEXT}, {"duration_s": (int, type(None)), "reason": _TEXT, "force": _YES, **_CONFIRM}),
     "block.remove": Operation(True, takes={"prefix": _TEXT, "all": _YES}),
+    "why": Operation(False, {"prefix": _TEXT}),
     "allow.list": Operation(False),
     "allow.add": Operation(True, {"prefix": _TEXT}),
     "allow.remove": Operation(True, {"prefix": _TEXT}, _CONFIRM),

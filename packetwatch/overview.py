@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from packetwatch.kinds import SECOND_NS, duration_text
-from packetwatch.show import Answer, listed, moment
+from packetwatch.show import Answer, dicts, listed, moment
 from packetwatch.sinks.records import clean
 
 TERMS = {
@@ -32,7 +32,7 @@ def _protection(answer: Answer) -> list[str]:
     origin = f", {answer['mode_origin']}" if answer.get("mode_origin") else ""
     if answer.get("protecting"):
         return [f"working (mode {mode}{origin})"]
-    watching = any(each.get("attached") for each in _dicts(answer, "interfaces"))
+    watching = any(each.get("attached") for each in dicts(answer, "interfaces"))
     if mode == "observe" and watching:
         return [f"observing only, nothing is dropped (mode {mode}{origin})"]
     return [f"NOT WORKING (mode {mode}{origin})"]
@@ -62,7 +62,7 @@ def _up(answer: Answer) -> list[str]:
 
 
 def _interfaces(answer: Answer) -> list[str]:
-    return [_interface(each) for each in _dicts(answer, "interfaces")] or ["none is wanted"]
+    return [_interface(each) for each in dicts(answer, "interfaces")] or ["none is wanted"]
 
 
 def _interface(each: Answer) -> str:
@@ -92,7 +92,7 @@ def _by_interface(answer: Answer) -> list[str]:
     if isinstance(accounts, Mapping):
         rows = [(str(name), terms) for name, terms in accounts.items() if isinstance(terms, Mapping)]
     else:
-        rows = [(f"{e.get('interface')} {e.get('family', '')}".rstrip(), e) for e in _dicts(answer, "by_interface")]
+        rows = [(f"{e.get('interface')} {e.get('family', '')}".rstrip(), e) for e in dicts(answer, "by_interface")]
     return [f"{name}: {_account(terms)}" for name, terms in rows] if len(rows) > 1 else []
 
 
@@ -127,7 +127,7 @@ def _tables(answer: Answer) -> list[str]:
 
 def _records(answer: Answer) -> list[str]:
     shape = f" as {answer['log_format']}" if answer.get("log_format") else ""
-    return [_sink(each, shape if number == 0 else "") for number, each in enumerate(_dicts(answer, "sinks"))]
+    return [_sink(each, shape if number == 0 else "") for number, each in enumerate(dicts(answer, "sinks"))]
 
 
 def _sink(sink: Answer, shape: str) -> str:
@@ -138,7 +138,7 @@ def _sink(sink: Answer, shape: str) -> str:
 
 def _names(answer: Answer) -> list[str]:
     """Of servers that would always be allowed: those that could not be looked up."""
-    return [_name(each) for each in _dicts(answer, "names") if each.get("error")]
+    return [_name(each) for each in dicts(answer, "names") if each.get("error")]
 
 
 def _name(each: Answer) -> str:
@@ -172,11 +172,6 @@ def _settings(answer: Answer) -> list[str]:
         "packetwatch reload, or a restart, takes those of the files" if differs else "",
         f"a restart is needed for {listed(restart)}" if restart else "",
     ]
-
-
-def _dicts(answer: Answer, key: str) -> list[Answer]:
-    value = answer.get(key)
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
 #: Label and lines; a subject without lines is left out.

@@ -33,7 +33,7 @@ NO_PREFIXES = [
 DURATIONS, NO_DURATIONS = ["1s", "60s", "1h", "2h30m", "24h", "1d"], ["", "60", 60, "1", "s", "0s", "1x", "1.5h", "-1s"]
 PORTS = [[], [1, 65535], ["80", "8000-8100"], [443, "1-65535"]]
 NO_PORTS = [[0], [65536], ["0"], ["http"], ["80-"], ["-80"], ["80\nports = 2"]]
-RULES = [[], ["3:closed:60s"], ["1:closed:1s", "16:closed:7d", "64:all:2h30m"], [f"{n}:all:1m" for n in range(1, 9)]]
+RULES = [[], ["off"], ["scan:closed"], ["3:closed:60s"], ["1:closed:1s", "16:closed:7d", "64:all:2h30m"], [f"{n}:all:1m" for n in range(1, 9)]]
 NO_RULES = [
     ["0:closed:60s"], ["17:closed:60s"], ["65:all:60s"], ["3:open:60s"], ["3:closed"], ["3:closed:60"], ["3:all:0s"],
     ["3:all:8d"], ["3:all:60s", "3:all:7d1s"], ["3:all:60s\nfirst = 1s"],
@@ -65,7 +65,7 @@ VALUES = {
     "scan_count": (["all", "closed"], ["open", "3", True]),
     "block_rules": (RULES, NO_RULES),
     "block_honeypot_ports": (PORTS, NO_PORTS),
-    "block_first": ([*DURATIONS, "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "forever"]),
+    "block_first": ([*DURATIONS, "forever", "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "ever"]),
     "block_forget": ([*DURATIONS, "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "forever"]),
     "block_storm": ([0, 100, 1_000_000], [-1, 1_000_001, "x"]),
     "block_duration": ([*DURATIONS, "forever", "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "ever"]),

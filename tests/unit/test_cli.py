@@ -65,6 +65,16 @@ BLOCKS = [
      "dropped": 1234, "would": False},
     {"prefix": "2001:db8::/32", "reason": "config", "until": "forever", "since": None, "dropped": 0, "would": True},
 ]
+WHY = {
+    "address": "192.0.2.7", "verdict": "blocked", "mode": "enforce", "evidence": "seen", "allowed_by": [],
+    "blocked_by": [{"prefix": "192.0.2.7", "reason": "port scan", "rule": "scan:closed", "dropped": 3,
+                    "since": "2026-11-24T14:26:05Z", "until": "2026-11-24T14:28:05Z", "beats_allow": False}],
+    "ports": [{"port": 81, "state": "closed", "last": "2026-11-24T14:26:05Z"}],
+    "rules": [{"rule": "scan", "reached": 1, "of": 3, "window": "1m"}],
+    "offences": {"count": 2, "last_until": "2026-11-24T14:28:05Z", "next_block": "4m"},
+    "history": [{"timestamp": "2026-11-24T14:26:05.000000Z", "event_type": "block", "src_ip": "192.0.2.7",
+                 "until": "2026-11-24T14:28:05.000000Z", "reason": "port scan", "rule": "scan:closed"}],
+}
 ANSWERS = {
     "status": STATUS,
     "confirm": {"change": "block add 192.0.2.7", "reverted": False},
@@ -73,6 +83,7 @@ ANSWERS = {
     "block.list": BLOCKS,
     "block.add": {"prefix": "192.0.2.7", "until": "2026-11-24T14:28:05Z", "note": None, "pending": PENDING},
     "block.remove": {"removed": 1, "settled": "block add 192.0.2.7"},
+    "why": WHY,
     "allow.list": [
         {"prefix": "10.0.0.1", "reason": "default gateway"},
         {"prefix": "10.0.0.2", "reason": "time server", "detail": "ntp.example.org, /etc/ntp.conf"},
@@ -385,11 +396,14 @@ def hostile(value):
     return value + "\x1b[31m\r\n\u202e\x7f\x00" if isinstance(value, str) else value
 
 
+PREFIXED = ("block.add", "why", "allow.add", "allow.remove")
+
+
 @pytest.mark.parametrize("operation", sorted(ANSWERS))
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_nothing_hostile_reaches_the_terminal(resident, run, operation, form):
     resident.answers[operation] = hostile(ANSWERS[operation])
-    argv = [*operation.split("."), *(["::1"] if operation in ("block.add", "allow.add", "allow.remove") else [])]
+    argv = [*operation.split("."), *(["::1"] if operation in PREFIXED else [])]
     status, out, err = run(*argv, *(["--all"] if operation == "block.remove" else []), "-o", form)
     assert status == 0
     assert all(character.isprintable() or character == "\n" for character in out + err)
@@ -890,3 +904,21 @@ def test_completion_knows_the_other_values():
     assert complete("mode", "e") == {"enforce"}
     assert complete("run", "--mode", "observe", "--xdp") == {"--xdp-mode"}
     assert complete("block", "add", "--duration", "f") == {"forever"}
+
+
+def test_why_tells_the_verdict_first_and_then_what_it_rests_on(resident, run):
+    status, out, _ = run("why", "192.0.2.7")
+    assert status == 0 and out.splitlines() == [
+        "192.0.2.7: blocked",
+        "blocked: 192.0.2.7 until 2026-11-24 15:28:05 (port scan, rule scan:closed)",
+        "port 81: closed, last 2026-11-24 15:26:05",
+        "rule scan: 1 of 3 ports within 1m",
+        "blocked by rules 2 times, last until 2026-11-24 15:28:05; the next block lasts 4m",
+        "2026-11-24 15:26:05: Blocked 192.0.2.7 for 2m (port scan)",
+    ]
+
+
+def test_why_of_nobody_says_so(resident, run):
+    resident.answers["why"] = {"address": "192.0.2.9", "verdict": "not blocked", "evidence": "none"}
+    status, out, _ = run("why", "192.0.2.9")
+    assert status == 0 and out == "192.0.2.9: not blocked\nnothing is known of it since the start\n"

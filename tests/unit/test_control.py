@@ -114,10 +114,10 @@ def running(loop):
 def test_the_operations_are_those_of_the_commands():
     assert set(OPERATIONS) == {
         "status", "version", "tail", "confirm", "reload", "mode", "block.list", "block.add", "block.remove",
-        "allow.list", "allow.add", "allow.remove",
+        "why", "allow.list", "allow.add", "allow.remove",
     }
     reading = {name for name in OPERATIONS if not changes({"do": name})}
-    assert reading == {"status", "version", "tail", "mode", "block.list", "allow.list"}
+    assert reading == {"status", "version", "tail", "mode", "block.list", "why", "allow.list"}
     assert changes({"do": "mode", "mode": "observe"})
 
 

@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "packetwatch"
 LAYERS = (
     # pure
     {"__init__", "event", "address", "rules", "detection", "kinds", "settings", "config", "metricnames"}
-    | {"budget", "marks", "summary", "operations", "manual", "servers"},
+    | {"budget", "marks", "summary", "operations", "manual", "servers", "history"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
     | {"client", "serverfiles", "sinks", "sinks.records", "sinks.scrapes"},
@@ -28,7 +28,7 @@ LAYERS = (
     {"loader", "drain"},
     {"reports"},
     {"resident"},
-    {"changes"},
+    {"changes", "why"},
     {"answers"},
     {"daemon"},
     # the door

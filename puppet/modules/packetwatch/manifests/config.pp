@@ -8,7 +8,7 @@ class packetwatch::config {
   $packetwatch::block_rules.then |$rules| {
     $rules.each |$rule| { packetwatch::within('block_rules', $rule.split(':')[2], '1s', '7d') }
   }
-  if $packetwatch::block_first {
+  if $packetwatch::block_first and $packetwatch::block_first != 'forever' {
     packetwatch::within('block_first', $packetwatch::block_first, '1s', '3650d')
   }
   if $packetwatch::block_duration and $packetwatch::block_duration != 'forever' {

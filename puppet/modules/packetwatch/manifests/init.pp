@@ -91,7 +91,7 @@
 # @param block_honeypot_ports
 #   Ports that nobody has a reason to reach: who does is blocked at once; merged over all levels of Hiera.
 # @param block_first
-#   How long a source is blocked the first time, 1s to 3650d; each time after that doubles it, up to
+#   How long a source is blocked the first time, 1s to 3650d or forever; each time after that doubles it, up to
 #   `block_duration`.
 # @param block_duration
 #   How long a source is blocked at most, 1s to 3650d.
@@ -161,7 +161,7 @@ class packetwatch (
   Optional[Enum['all', 'closed']] $scan_count = undef,
   Optional[Array[Packetwatch::Rule, 0, 8]] $block_rules = undef,
   Optional[Array[Packetwatch::Port]] $block_honeypot_ports = undef,
-  Optional[Packetwatch::Duration] $block_first = undef,
+  Optional[Variant[Packetwatch::Duration, Enum['forever']]] $block_first = undef,
   Optional[Variant[Packetwatch::Duration, Enum['forever']]] $block_duration = undef,
   Optional[Packetwatch::Duration] $block_forget = undef,
   Optional[Integer[0, 1000000]] $block_storm = undef,
