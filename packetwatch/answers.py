@@ -137,7 +137,8 @@ class Answers:
             if block.in_force(now) and block.since_ns >= oldest_ns:
                 source = address.text(block.address)
                 told = r.drain.history.block(source)  # not of an earlier process, nor of the longest ago
-                yield _row(source, told.reason if told and told.reason else "port scan", block.until_ns, block.since_ns, block.dropped, observing)
+                reason = told.reason if told and told.reason else "port scan"
+                yield _row(source, reason, block.until_ns, block.since_ns, block.dropped, observing)
         for entry in r.lists.block_entries() if not would else ():
             manual = r.lists.manual_blocks.get(entry.prefix)
             since = manual.since_wall_ns - clock.wall_offset_ns() if manual else None

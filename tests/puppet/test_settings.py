@@ -33,7 +33,8 @@ NO_PREFIXES = [
 DURATIONS, NO_DURATIONS = ["1s", "60s", "1h", "2h30m", "24h", "1d"], ["", "60", 60, "1", "s", "0s", "1x", "1.5h", "-1s"]
 PORTS = [[], [1, 65535], ["80", "8000-8100"], [443, "1-65535"]]
 NO_PORTS = [[0], [65536], ["0"], ["http"], ["80-"], ["-80"], ["80\nports = 2"]]
-RULES = [[], ["off"], ["scan:closed"], ["3:closed:60s"], ["1:closed:1s", "16:closed:7d", "64:all:2h30m"], [f"{n}:all:1m" for n in range(1, 9)]]
+RULES = [[], ["off"], ["scan:closed"]]
+RULES += [["3:closed:60s"], ["1:closed:1s", "16:closed:7d", "64:all:2h30m"], [f"{n}:all:1m" for n in range(1, 9)]]
 NO_RULES = [
     ["0:closed:60s"], ["17:closed:60s"], ["65:all:60s"], ["3:open:60s"], ["3:closed"], ["3:closed:60"], ["3:all:0s"],
     ["3:all:8d"], ["3:all:60s", "3:all:7d1s"], ["3:all:60s\nfirst = 1s"],
