@@ -621,7 +621,7 @@ static __always_inline enum verdict suspect(const struct packet *p, const struct
 	rule = find_rule(j->set, 1, way->slots, SUSPECT_SLOTS, count, tick, &ports);
 	if (rule) {
 		way->count = 0;
-		if (verdict != VERDICT_ALERT)
+		if (verdict != VERDICT_ALERT || !(alert->flags & EVENT_SCAN))
 			begin_alert(alert, way->slots, SUSPECT_SLOTS, ports);
 		alert->rule = rule;
 		verdict = VERDICT_ALERT;

@@ -6,26 +6,31 @@ _packetwatch_flags() {
     case $1 in
     "") echo "--help --version" ;;
     block | allow) echo "--help" ;;
-    status | tail | reload | "allow list" | "allow add" | "allow remove") echo "$asking" ;;
-    mode) echo "--keep $asking" ;;
+    status | tail | why | "allow list" | "allow add") echo "$asking" ;;
+    reload | "allow remove") echo "--confirm $asking" ;;
+    confirm) echo "--revert $asking" ;;
+    mode) echo "--keep --confirm $asking" ;;
     "block list") echo "--would --since $asking" ;;
-    "block add") echo "--duration --reason --force $asking" ;;
+    "block add") echo "--duration --reason --force --confirm $asking" ;;
     "block remove") echo "--all $asking" ;;
     check) echo "--dump --config --output -o --help" ;;
     version) echo "--output -o --help" ;;
     replay) echo "--local --from-log --output -o $(_packetwatch_flags run)" ;;
     run)
-        echo "--config --help --interface --mode --allow --block --socket --state --pin --allow-own
-            --allow-gateways --allow-sessions --scan-ports --scan-window --block-duration --xdp-mode
-            --log-format --log-file --log-connections --log-anonymize --log-fold-rate --log-fold-burst
-            --log-daily-size --metrics-listen --table-trackers --table-blocks --ring-size --loader-headers"
+        echo "--config --help --interface --mode --allow --block --open-ports --socket --state --pin
+            --allow-own --allow-gateways --allow-sessions --allow-resolvers --allow-time-servers
+            --allow-puppet-server --scan-ports --scan-window --scan-count
+            --block-rules --block-honeypot-ports --block-first --block-duration --block-forget
+            --block-storm --xdp-mode --log-format --log-file --log-connections --log-anonymize
+            --log-fold-rate --log-fold-burst --log-daily-size --metrics-listen --table-trackers
+            --table-blocks --ring-size --loader-headers"
         ;;
     esac
 }
 
 _packetwatch_words() {
     case $1 in
-    "") echo "run status tail reload mode block allow check replay version" ;;
+    "") echo "run status tail reload confirm mode block why allow check replay version" ;;
     block | allow) echo "list add remove" ;;
     mode) echo "enforce observe" ;;
     esac
@@ -37,13 +42,16 @@ _packetwatch_values() {
     -o | --output) echo "text json" ;;
     --interface) echo "default-route $(cd /sys/class/net 2>/dev/null && echo *)" ;;
     --mode) echo "enforce observe" ;;
+    --scan-count) echo "all closed" ;;
     --xdp-mode) echo "auto native generic" ;;
     --log-format) echo "auto text json journal" ;;
     --log-connections) echo "each summary off" ;;
     --loader-headers) echo "auto uapi kernel" ;;
-    --allow-own | --allow-gateways | --allow-sessions | --log-anonymize) echo "yes no" ;;
+    --allow-own | --allow-gateways | --allow-sessions) echo "yes no" ;;
+    --allow-resolvers | --allow-time-servers | --allow-puppet-server | --log-anonymize) echo "yes no" ;;
     --metrics-listen) echo "off" ;;
-    --block-duration | --duration) echo "forever" ;;
+    --block-duration | --block-first | --duration) echo "forever" ;;
+    --block-rules) echo "off" ;;
     esac
 }
 
@@ -53,7 +61,7 @@ _packetwatch() {
     for each in "${COMP_WORDS[@]:1:COMP_CWORD-1}"; do
         case $command,$each in
         *,-*) ;;
-        ,run | ,status | ,tail | ,reload | ,mode | ,block | ,allow | ,check | ,replay | ,version) command=$each ;;
+        ,run | ,status | ,tail | ,reload | ,confirm | ,mode | ,block | ,why | ,allow | ,check | ,replay | ,version) command=$each ;;
         block,list | block,add | block,remove | allow,list | allow,add | allow,remove) command="$command $each" ;;
         esac
     done
@@ -63,7 +71,9 @@ _packetwatch() {
             mapfile -t COMPREPLY < <(compgen -f -- "$word")
             return
             ;;
-        --allow | --block | --since | --reason | --scan-* | --log-fold-* | --log-daily-size | --table-* | --ring-size)
+        --allow | --block | --open-ports | --since | --reason | --confirm | --scan-ports | --scan-window | \
+            --block-honeypot-ports | --block-forget | --block-storm | --log-fold-* | \
+            --log-daily-size | --table-* | --ring-size)
             return
             ;;
         esac

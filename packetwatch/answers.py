@@ -11,10 +11,10 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Optional
 
-from packetwatch import __version__, address, clock, lists, rules
-from packetwatch.address import Prefix
+from packetwatch import __version__, address, clock, lists, rules, why
+from packetwatch.changes import Changes
 from packetwatch.metricnames import IGNORED, MALFORMED, MODES
-from packetwatch.operations import FAILED, NOT_PERMITTED, USAGE, Refused, Request
+from packetwatch.operations import FAILED, NOT_PERMITTED, USAGE, Refused, Request, prefix_of
 from packetwatch.clock import SECOND
 from packetwatch.resident import Resident
 
@@ -26,25 +26,34 @@ _DURATION_MAX_S = 3650 * 86400
 class Answers:
     """Bound to one resident; called with a request."""
 
-    def __init__(self, resident: Resident, reload: Callable[[], Any], outside: Callable[[], Mapping[str, Any]]) -> None:
+    def __init__(
+        self,
+        resident: Resident,
+        changes: Changes,
+        reload: Callable[[], Any],
+        outside: Callable[[], Mapping[str, Any]],
+    ) -> None:
         """reload: re-reads the configuration, raising Refused; outside: what status tells of the loop."""
         self._resident = resident
+        self._changes = changes
         self._outside = outside
         self.table: dict[str, Callable[[Request], Any]] = {
             "status": lambda request: self.status(),
             "version": lambda request: {"version": __version__},
+            "confirm": changes.confirm,
             "reload": lambda request: reload(),
             "mode": self.mode,
             "block.list": self.block_list,
             "block.add": self.block_add,
             "block.remove": self.block_remove,
+            "why": self.why,
             "allow.list": lambda request: self.allow_list(),
             "allow.add": self.allow_add,
             "allow.remove": self.allow_remove,
         }
 
     def __call__(self, request: Request) -> Any:
-        return self.table[request["do"]](request)
+        return self._changes.make(request, self.table[request["do"]])
 
     # status
 
@@ -52,7 +61,7 @@ class Answers:
         r = self._resident
         total, ailments, interfaces = r.ledger.total(), r.ailments(), self._interfaces()
         problems = [i["fault"] for i in interfaces if i["fault"]] + ailments
-        problems += filter(None, [r.reload.error, r.save_fault])
+        problems += filter(None, [r.reload.error, r.save_fault, self._changes.fault])
         return {
             "version": __version__,
             "pid": os.getpid(),
@@ -62,6 +71,7 @@ class Answers:
             "mode_origin": "set by hand" if r.mode_by_hand else "configuration",
             "protecting": r.mode == "enforce" and bool(r.attachments.by_index) and not ailments,
             "problems": problems,
+            "pending": self._changes.status(),
             "interfaces": interfaces,
             "ledger": total.terms(),
             "by_interface": {name: account.terms() for name, account in r.ledger.accounts().items()},
@@ -80,6 +90,7 @@ class Answers:
                 "loaded_at": clock.rfc3339(r.reload.wall_ns),
                 "error": r.reload.error or None,
                 "restart_needed": list(r.reload.pending),
+                "differs": list(r.reload.differs),
             },
             "adopted": r.adopted,
             **self._outside(),
@@ -125,7 +136,9 @@ class Answers:
         for block in r.kernel.blocks.read():
             if block.in_force(now) and block.since_ns >= oldest_ns:
                 source = address.text(block.address)
-                yield _row(source, "port scan", block.until_ns, block.since_ns, block.dropped, observing)
+                told = r.drain.history.block(source)  # not of an earlier process, nor of the longest ago
+                reason = told.reason if told and told.reason else "port scan"
+                yield _row(source, reason, block.until_ns, block.since_ns, block.dropped, observing)
         for entry in r.lists.block_entries() if not would else ():
             manual = r.lists.manual_blocks.get(entry.prefix)
             since = manual.since_wall_ns - clock.wall_offset_ns() if manual else None
@@ -135,7 +148,7 @@ class Answers:
                 yield _row(address.prefix_text(entry.prefix), reason, entry.until_ns, since, dropped, observing)
 
     def block_add(self, request: Request) -> dict[str, Any]:
-        r, prefix = self._resident, _prefix(request)
+        r, prefix = self._resident, prefix_of(request)
         seconds = _seconds(request, "duration_s")
         duration = r.settings.block_duration_ns if seconds is None else seconds * SECOND
         reason = re.sub(r"[^\x20-\x7e\xa0-\U0010ffff]", " ", request.get("reason") or "")[:_REASON_MAX]
@@ -161,7 +174,7 @@ class Answers:
         r = self._resident
         if request.get("all"):
             return {"removed": r.clear_blocks("removed by hand") + r.clear_manual_blocks()}
-        prefix = _prefix(request)
+        prefix = prefix_of(request)
         removed = int(r.remove_manual_block(prefix))
         if prefix.length == address.BITS:
             removed += r.unblock(prefix.network, "removed by hand")
@@ -172,14 +185,23 @@ class Answers:
             raise Refused(f"{text} is blocked by the configuration", "take it out there and reload", NOT_PERMITTED)
         raise Refused(f"{text} is not blocked", "packetwatch block list", FAILED)
 
+    def why(self, request: Request) -> dict[str, Any]:
+        prefix = prefix_of(request)
+        if prefix.length != address.BITS:
+            raise Refused(f"{address.prefix_text(prefix)} is not one address", "packetwatch block list", USAGE)
+        return why.why(self._resident, prefix.network)
+
     # allow
 
     def allow_list(self) -> list[dict[str, Any]]:
         entries = self._resident.lists.allow_entries()
-        return [{"prefix": address.prefix_text(e.prefix), "reason": e.reason} for e in entries]
+        return [
+            {"prefix": address.prefix_text(e.prefix), "reason": e.reason, **({"detail": e.detail} if e.detail else {})}
+            for e in entries
+        ]
 
     def allow_add(self, request: Request) -> dict[str, Any]:
-        prefix = _prefix(request)
+        prefix = prefix_of(request)
         text = address.prefix_text(prefix)
         try:
             self._resident.put_manual_allow(lists.manual(prefix, None))
@@ -188,7 +210,7 @@ class Answers:
         return {"prefix": text}
 
     def allow_remove(self, request: Request) -> dict[str, Any]:
-        r, prefix = self._resident, _prefix(request)
+        r, prefix = self._resident, prefix_of(request)
         if r.remove_manual_allow(prefix):
             return {"removed": 1}
         text = address.prefix_text(prefix)
@@ -207,13 +229,6 @@ def _row(prefix: str, reason: str, until_ns: int, since_ns: Optional[int], dropp
 
 def _when(until_ns: int, offset_ns: int) -> str:
     return clock.rfc3339(until_ns + offset_ns) if until_ns else "forever"
-
-
-def _prefix(request: Request) -> Prefix:
-    try:
-        return address.parse_prefix(request.get("prefix") or "")
-    except ValueError as fault:
-        raise Refused(str(fault), "ADDRESS or ADDRESS/LENGTH", USAGE) from None
 
 
 def _seconds(request: Request, name: str) -> Optional[int]:

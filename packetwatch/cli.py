@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple, NoReturn, Optional
@@ -101,6 +102,10 @@ def _block_duration(text: str) -> Any:
     return _read(lambda text: config.read("block.duration", text), text)
 
 
+def _wait(text: str) -> Any:
+    return _read(duration("1s", "1h").read, text)
+
+
 def _span(text: str) -> Any:
     return _read(duration("1s", "3650d").read, text)
 
@@ -128,6 +133,9 @@ CONFIG = _given(
 OUTPUT = _given("-o", "--output", choices=("text", "json"), default="text", help="form of what is printed")
 SOCKET = _given("--socket", metavar="PATH", help="socket of the monitor; default: that of the settings")
 PREFIX = _given("prefix", type=_prefix, metavar="PREFIX", help="ADDRESS or ADDRESS/LENGTH")
+CONFIRM = _given(
+    "--confirm", type=_wait, metavar="DURATION",
+    help="roll it back after this time, as in 2m, unless packetwatch confirm is given; 1s to 1h")
 ASKING = (SOCKET, CONFIG, OUTPUT)
 
 
@@ -155,6 +163,25 @@ def _asking(
         request = {"do": args.command.words.replace(" ", "."), **fields(args)}
         _print(args, _client(args, timeout_s).call(request), text)
         return DONE
+
+    return act
+
+
+def _changing(
+    text: Callable[[Any], str],
+    fields: Callable[[Args], Mapping[str, Any]] = lambda args: {},
+    timeout_s: float = TIMEOUT_S,
+) -> Callable[[Args], int]:
+    """The same for a change; some can wait for their confirmation, or end the wait of another."""
+
+    def asked(args: Args) -> Mapping[str, Any]:
+        span = getattr(args, "confirm", None)
+        return {**fields(args), **({} if span is None else {"confirm_s": span // SECOND_NS})}
+
+    def act(args: Args) -> int:
+        where = [(flag, path) for flag, path in (("--socket", args.socket), ("--config", args.config)) if path]
+        command = "packetwatch confirm" + "".join(f" {flag} {shlex.quote(path)}" for flag, path in where)
+        return _asking(lambda answer: "\n".join([text(answer), *show.waiting(answer, command)]), asked, timeout_s)(args)
 
     return act
 
@@ -226,6 +253,8 @@ def _act_version(args: Args) -> int:
 def _mode_fields(args: Args) -> Mapping[str, Any]:
     if args.keep and args.mode is None:
         args.parser.error("--keep goes with a mode")
+    if args.confirm is not None and args.mode != "enforce":
+        args.parser.error("--confirm goes with enforce")
     return {**({} if args.mode is None else {"mode": args.mode}), **({"keep": True} if args.keep else {})}
 
 
@@ -245,6 +274,10 @@ def _remove_fields(args: Args) -> Mapping[str, Any]:
     return {"all": True} if args.all else {"prefix": args.prefix}
 
 
+def _confirm_fields(args: Args) -> Mapping[str, Any]:
+    return {"revert": True} if args.revert else {}
+
+
 def _prefix_field(args: Args) -> Mapping[str, Any]:
     return {"prefix": args.prefix}
 
@@ -259,16 +292,21 @@ COMMANDS = (
     Command("status", "Whether protection works, and what was seen.", ASKING, _asking(overview.status)),
     Command("tail", "Records as they come, until it is interrupted.", ASKING, _act_tail),
     Command(
-        "reload", "Read the settings anew; with a fault in them the running ones stay.", ASKING,
-        _asking(show.reloaded, timeout_s=RELOAD_S)),
+        "reload", "Read the settings anew; with a fault in them the running ones stay.", (CONFIRM, *ASKING),
+        _changing(show.reloaded, timeout_s=RELOAD_S)),
+    Command(
+        "confirm", "Keep the change that waits for it.",
+        (_given("--revert", action="store_true", help="roll the change back at once instead"), *ASKING),
+        _asking(show.confirmed, _confirm_fields, RELOAD_S)),
     Command(
         "mode", "Say which mode is in force, or change it.",
         (
             _given("mode", nargs="?", choices=("enforce", "observe"), help="the mode to change to"),
             _given("--keep", action="store_true", help="block at once what observe would have blocked"),
+            CONFIRM,
             *ASKING,
         ),
-        _asking(show.mode, _mode_fields)),
+        _changing(show.mode, _mode_fields)),
     Command(
         "block list", "What is blocked, by whom and until when.",
         (
@@ -286,9 +324,10 @@ COMMANDS = (
                 help="how long, as in 30m or forever; default: block.duration of the settings"),
             _given("--reason", default="", help="for the record"),
             _given("--force", action="store_true", help="even if it covers a source that is always allowed"),
+            CONFIRM,
             *ASKING,
         ),
-        _asking(show.blocked, _add_fields)),
+        _changing(show.blocked, _add_fields)),
     Command(
         "block remove", "Unblock a source, or all.",
         (
@@ -296,11 +335,16 @@ COMMANDS = (
             _given("--all", action="store_true", help="every source that a scan or a command has blocked"),
             *ASKING,
         ),
-        _asking(show.unblocked, _remove_fields)),
-    Command("allow list", "What is allowed, and why.", ASKING, _asking(show.allowed)),
-    Command("allow add", "Allow a source.", (PREFIX, *ASKING), _asking(show.allow_added, _prefix_field)),
+        _changing(show.unblocked, _remove_fields)),
     Command(
-        "allow remove", "Take back what allow add did.", (PREFIX, *ASKING), _asking(show.allow_removed, _prefix_field)),
+        "why", "What is known of a source, and why it is, was or was not blocked.",
+        (_given("prefix", type=_prefix, metavar="ADDRESS", help="the source"), *ASKING),
+        _asking(show.why, _prefix_field)),
+    Command("allow list", "What is allowed, and why.", ASKING, _asking(show.allowed)),
+    Command("allow add", "Allow a source.", (PREFIX, *ASKING), _changing(show.allow_added, _prefix_field)),
+    Command(
+        "allow remove", "Take back what allow add did.", (PREFIX, CONFIRM, *ASKING),
+        _changing(show.allow_removed, _prefix_field)),
     Command(
         "check", "Find every fault in the settings.",
         (_given("--dump", action="store_true", help="print all settings as they take effect"), CONFIG, OUTPUT),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import select
 import selectors
@@ -12,10 +13,11 @@ import socket
 import time
 from typing import Any, Optional
 
-from packetwatch import clock, config, configfiles, control, handover, loader
-from packetwatch import notify, privileges, program, sessions, state
+from packetwatch import clock, config, configfiles, control, handover, loader, lookup
+from packetwatch import notify, pending, privileges, program, servers, sessions, state
 from packetwatch.netlink import Monitor
 from packetwatch.answers import Answers
+from packetwatch.changes import Changes
 from packetwatch.clock import SECOND
 from packetwatch.resident import Reload, Resident, tell
 from packetwatch.settings import Settings, changed, dump, needs_restart
@@ -25,6 +27,7 @@ from packetwatch.sinks.jsonlines import JsonForm
 from packetwatch.store import NoStore, PinStore, Store, SystemdStore
 
 TICK_S = 0.35  #: how long a record may wait on an idle host
+_FILES_WAIT_S = 0.2  # for the names of servers, which are read in milliseconds where disks answer
 _CONFIG_STATUS = 78
 
 
@@ -78,6 +81,9 @@ class Daemon:
         self._writable: set[int] = set()
         self._server: Optional[control.Server] = None
         self._exporter: Optional[metrics.Exporter] = None
+        self._lookup: Optional[lookup.Lookup] = None
+        self._answers_kept: dict[str, Any] = {}
+        self._answers_fault = ""
         self._signals()
 
     def open(self) -> None:
@@ -93,11 +99,16 @@ class Daemon:
         if "mode" in self.inputs.flags:
             saved = saved._replace(mode=None)  # what is said on this command line is newer
         self.resident.restore(saved)
-        if aside:
-            tell(aside)
+        waiting, lost = directory.load_as(pending.FILE, pending.decode)
+        self.changes = Changes(self.resident, self._take_back)
+        if self.changes.restore(waiting) and waiting is not None and waiting.settings is not None:
+            settings = self._set_back(waiting.settings)
+        for text in filter(None, (aside, lost)):
+            tell(text)
         self._open_outside(settings)
         directory.hold()
         self._start(opened)
+        self.changes.settle()
 
     # start
 
@@ -156,11 +167,12 @@ class Daemon:
         return handover.open_kernel(parameters, self.store, load)
 
     def _open_outside(self, settings: Settings) -> None:
-        answers = Answers(self.resident, self.reload, self._outside)
+        answers = Answers(self.resident, self.changes, self.reload, self._outside)
         self._server = control.Server(settings.socket, answers)
         self._server.register(self.selector)
         self.resident.drain.audience = self._server
         self._log = self._open_log(settings)
+        self._open_lookup(settings)
         try:
             self._exporter = metrics.Exporter(self.snapshot)
             self._exporter.listen(settings.metrics_listen)
@@ -176,6 +188,15 @@ class Daemon:
         for ring in self.resident.kernel.rings:
             self._rings.register(ring.fd, select.EPOLLIN | select.EPOLLET)
         self.selector.register(self._rings, selectors.EVENT_READ, lambda events: self._rings.poll(0))
+
+    def _open_lookup(self, settings: Settings) -> None:
+        answers = servers.decoded(self.resident.directory.load_servers())
+        self._answers_kept = servers.encoded(answers)
+        self._lookup = lookup.Lookup(answers)
+        self._lookup.want(servers.wanted(settings))
+        self.selector.register(self._lookup.fileno(), selectors.EVENT_READ, self._on_lookup)
+        self._lookup.start(_FILES_WAIT_S)
+        self.resident.servers = self._lookup.servers()
 
     def _open_log(self, settings: Settings) -> str:
         """The form in force."""
@@ -205,7 +226,7 @@ class Daemon:
         if self._exporter is not None:
             self._exporter.serve()
         self._look = False
-        if r.reload.ok:
+        if r.reload.ok or r.reload.differs:
             self._keep_settings(r.settings)
         r.say("start", mode=r.mode, message=self._greeting())
         r.drain.run()
@@ -260,6 +281,7 @@ class Daemon:
         now = clock.boot_ns()
         self._next_ns = now + SECOND
         self.resident.housekeeping()
+        self.changes.expire(now)
         self.resident.drain.flush()
         if self._server is not None:
             self._server.expire(now)
@@ -296,6 +318,28 @@ class Daemon:
 
     def _on_sessions(self, events: int) -> None:
         self._look = self._sessions.drain() or self._look
+
+    def _on_lookup(self, events: int) -> None:
+        assert self._lookup is not None
+        self._lookup.drain()
+        for text in self._lookup.news():
+            tell(text)
+        self.resident.servers = self._lookup.servers()
+        self._look = True
+        answers = servers.encoded(self._lookup.answers())
+        if answers != self._answers_kept:
+            self._keep_answers(answers)
+
+    def _keep_answers(self, answers: dict[str, Any]) -> None:
+        directory, fault = self.resident.directory, ""
+        try:
+            directory.save_servers(answers)
+            self._answers_kept = answers
+        except OSError as error:
+            fault = f"addresses of servers cannot be kept in {directory.path}: {error.strerror}"
+        if fault and fault != self._answers_fault:
+            tell(fault)
+        self._answers_fault = fault
 
     # signals
 
@@ -349,6 +393,8 @@ class Daemon:
             self._refuse_reload(f"{fault}; {fault.hint}", 1)
         except OSError as fault:
             self._refuse_reload(f"{fault.filename or 'the lists'}: {fault.strerror}", 1)
+        if self._lookup is not None:
+            self._lookup.want(servers.wanted(new), again=True)
         r.reload = Reload(True, time.time_ns(), "", tuple(self._pending))
         self._keep_settings(new)
         return {"changed": self._changed, "restart_needed": list(self._pending)}
@@ -378,6 +424,34 @@ class Daemon:
                 self._exporter.listen(old.metrics_listen)
             raise
         self._look_around()
+
+    def _take_back(self, before: Settings) -> None:
+        """The settings before a reload; where the log or the metrics cannot have theirs, the rest. Raises OSError."""
+        r, files = self.resident, self.resident.settings
+        settings = pending.rolled_back(files, before)
+        try:
+            self._take(settings)
+        except (StartError, metrics.MetricsUnavailable) as fault:
+            tell(f"{fault}; log and metrics stay as they are")
+            same = {name: getattr(files, name) for name in ("log_file", "log_format", "metrics_listen")}
+            self._take(dataclasses.replace(settings, **same))
+        self._note_difference(files)
+        self._keep_settings(r.settings)
+
+    def _set_back(self, before: Settings) -> Settings:
+        """The same at a start, before anything is open."""
+        r, files = self.resident, self.resident.settings
+        r.settings = r.lists.settings = pending.rolled_back(files, before)
+        r.budget.daily_bytes = r.settings.log_daily_size
+        self._note_difference(files)
+        return r.settings
+
+    def _note_difference(self, files: Settings) -> None:
+        r = self.resident
+        differs = tuple(changed(r.settings, files))
+        text = f"the last reload was rolled back: the files differ in {', '.join(differs)}" if differs else ""
+        error = "; ".join(filter(None, (r.reload.error, text)))
+        r.reload = r.reload._replace(ok=not error, error=error, differs=differs)
 
     def _take_log(self, old: Settings, new: Settings) -> None:
         sinks = self.resident.drain.sinks
@@ -420,6 +494,7 @@ class Daemon:
             "watchdog": {"enabled": self._watchdog_ns is not None, "interval_s": (self._watchdog_ns or 0) / SECOND},
             "keeps": self.store.keeps,
             "program": self.resident.digest,
+            "names": self._lookup.names() if self._lookup is not None else [],
         }
 
     def snapshot(self) -> metrics.Snapshot:
@@ -452,6 +527,8 @@ class Daemon:
                 resident.attachments.detach_all()
             resident.finish()
             self.store.end()
+        if self._lookup is not None:
+            self._lookup.close()
         if self._exporter is not None:
             self._exporter.close()
         if self._server is not None:

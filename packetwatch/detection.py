@@ -26,9 +26,15 @@ PASS, SCAN, DROP, WOULD_DROP = "pass", "scan", "drop", "would_drop"
 class Rule(NamedTuple):
     """So many distinct ports within the window block; of all ports, or of closed ones alone."""
 
-    ports: int
+    ports: int  #: 0 with no window: as many, and as fast, as make a scan
     closed: bool
     window_ns: int
+
+    def beside(self, scan_ports: int, scan_window_ns: int) -> Rule:
+        """With numbers, where the scan's are so many. No more closed ports than are remembered."""
+        if self.ports:
+            return self
+        return self._replace(ports=min(scan_ports, SUSPECT_SLOTS), window_ns=scan_window_ns)
 
 
 class Finding(NamedTuple):
@@ -86,7 +92,7 @@ class Detector:
         rule = self._suspect(history, (now, port, closed)) if closed and self.suspect_ns else None
         if rule is None:
             return found
-        return rule if found is None else found._replace(rule=rule.rule)
+        return found._replace(rule=rule.rule) if found is not None and found.scan else rule
 
     def _track(self, history: _History, slot: Slot) -> Optional[Finding]:
         history.seen = moved(history.seen, slot, self.keep_ns)[: self.slots]
@@ -138,6 +144,14 @@ def finding(slots: list[Slot], scan: bool, rule: int) -> Finding:
     oldest_first = slots[::-1]
     closed = tuple(port for _, port, is_closed in oldest_first if is_closed)
     return Finding(tuple(port for _, port, _ in oldest_first), closed, scan, rule)
+
+
+def block_length(longest_ns: int, first_ns: int, times: int) -> int:
+    """Of a source that was blocked so many times before; 0 is forever, here and there."""
+    if not first_ns or (not longest_ns and times >= DOUBLINGS_FOREVER):
+        return 0
+    length = first_ns << min(times, DOUBLINGS)
+    return min(longest_ns, length) if longest_ns else length
 
 
 class Verdict(NamedTuple):
@@ -200,17 +214,10 @@ class Guard:
         last_ns, times = self._offenders.get(source, (0, 0))
         if times and last_ns and now_ns - last_ns >= self.lengths.forget_ns:
             times = 0
-        times = min(times, DOUBLINGS)
-        until_ns = self._doubled(now_ns, times)
-        self._offenders[source] = (until_ns, times + 1)
+        length = block_length(self.lengths.longest_ns, self.lengths.first_ns, times)
+        until_ns = now_ns + length if length else 0
+        self._offenders[source] = (until_ns, min(times, DOUBLINGS) + 1)
         return until_ns
-
-    def _doubled(self, now_ns: int, times: int) -> int:
-        longest, first = self.lengths.longest_ns, self.lengths.first_ns
-        if not first or (not longest and times >= DOUBLINGS_FOREVER):
-            return 0
-        length = first << times
-        return now_ns + (min(longest, length) if longest else length)
 
     def _drop(self, until_ns: int) -> Verdict:
         return Verdict(DROP if self.enforce else WOULD_DROP, until_ns=until_ns)

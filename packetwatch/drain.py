@@ -9,6 +9,7 @@ from typing import Optional, Protocol
 
 from packetwatch import address, clock, event
 from packetwatch.event import Alert, Batch, Notice, Probe
+from packetwatch.history import History
 from packetwatch.kernel import Kernel
 from packetwatch.sinks.jsonlines import JsonForm
 from packetwatch.sinks.ledger import Ledger
@@ -49,6 +50,7 @@ class Drain:
         self._on_alert, self._name_rule = on_alert, name_rule
         self._waiting: list[Notice] = []
         self.tail_form = JsonForm()
+        self.history = History()
         self.refused: Counter[str] = Counter()  #: records by sink; losses aside
         self.untold: Counter[str] = Counter()  #: of losses whose records were refused, by where
 
@@ -96,6 +98,7 @@ class Drain:
 
     def _consume(self, connections: Sequence[event.Connection], notices: Sequence[Notice]) -> None:
         batch = Batch(connections, notices, self._wall_offset_ns(), dict(self._ledger.names))
+        self.history.take(notices)
         for sink in self.sinks:
             sink.consume(batch, self._now_ns())
         if self.audience is not None and self.audience.tails:

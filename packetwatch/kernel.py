@@ -118,6 +118,33 @@ COUNTER_WORDS = sum(_WIDTHS) + len(Counters._fields) - len(_WIDTHS)
 ZERO = Counters.of((0,) * COUNTER_WORDS)
 
 
+class Reached(NamedTuple):
+    """A port that a source has reached, and when last (CLOCK_BOOTTIME, cut to detection.TICK_NS)."""
+
+    port: int
+    boot_ns: int
+    closed: bool
+
+    @classmethod
+    def of(cls, slot: int) -> Reached:
+        return cls(slot & 0xFFFF, slot & -detection.TICK_NS, bool(slot & 0x10000))
+
+
+class Track(NamedTuple):
+    """What the kernel half remembers of a source."""
+
+    scan_ns: int  #: of its last scan; what came till then counts for no other
+    ports: tuple[Reached, ...]  #: newest first
+    met: tuple[Reached, ...]  #: closed ones, as rules count them
+
+
+class Offender(NamedTuple):
+    """A source that rules have blocked: the end of the last block (CLOCK_BOOTTIME, 0 is forever) and their number."""
+
+    until_ns: int
+    blocks: int
+
+
 class Block(NamedTuple):
     """A source that the kernel half has blocked; times are CLOCK_BOOTTIME in ns, until 0 is forever."""
 
@@ -273,6 +300,31 @@ class Kernel:
         way = program.SUSPECT_HEAD.size + 8 * detection.SUSPECT_SLOTS
         return self._used("suspects", self.parameters.suspects // 4, way)
 
+    def track(self, source: bytes) -> Track:
+        head, ports = self._way("trackers", source, self.parameters.trackers // 4, program.TRACKER_HEAD)
+        _, met = self._way("suspects", source, self.parameters.suspects // 4, program.SUSPECT_HEAD)
+        return Track(head[3] if head else 0, ports, met)
+
+    def _way(
+        self, name: str, source: bytes, sets: int, head: struct.Struct
+    ) -> tuple[tuple[Any, ...], tuple[Reached, ...]]:
+        """What stands before the source's slots, and those in use; nothing where it has no place."""
+        slots = event.SCAN_SLOTS if name == "trackers" else detection.SUSPECT_SLOTS
+        way = head.size + 8 * slots
+        index = (_hash(source, self.settings().seed) >> 32) % sets
+        value = libbpf.lookup(self.maps[name], _U32.pack(index), 8 + 4 * way)
+        assert value is not None
+        for start in range(8, 8 + 4 * way, way):
+            found = head.unpack_from(value, start)
+            if found[0] == source and found[1]:
+                words = struct.unpack_from(f"={found[-1]}Q", value, start + head.size)
+                return found, tuple(map(Reached.of, words))
+        return (), ()
+
+    def offender(self, source: bytes) -> Optional[Offender]:
+        value = libbpf.lookup(self.maps["offenders"], source, program.OFFENDER.size)
+        return Offender(*program.OFFENDER.unpack(value)) if value is not None else None
+
     def _used(self, name: str, sets: int, way: int) -> int:
         """Above _SETS_READ sets every n-th stands for n: the loop waits for this."""
         step = max(1, sets // _SETS_READ)
@@ -368,6 +420,17 @@ class BlockTable:
         """The block that was removed."""
         block = self.get(address)
         return block if block is not None and libbpf.delete(self._fd, address) else None
+
+
+def _hash(source: bytes, seed: int) -> int:
+    """hash_of() of bpf/packetwatch.c."""
+    mask = (1 << 64) - 1
+    one, other = struct.unpack("=QQ", source)
+    value: int = ((one ^ seed) * 0x9E3779B97F4A7C15) & mask
+    value ^= value >> 29
+    value = ((value ^ other) * 0xBF58476D1CE4E5B9) & mask
+    value ^= value >> 32
+    return (value * 0x94D049BB133111EB) & mask
 
 
 def _port_bits(ports: Iterable[int]) -> bytes:

@@ -224,17 +224,25 @@ def spread(value: Ports) -> Iterator[int]:
 
 
 def rules(most: int) -> Kind[tuple[detection.Rule, ...]]:
-    def join(items: Sequence[detection.Rule]) -> tuple[detection.Rule, ...]:
-        if len(set(items)) > most:
-            raise Bad(f"{len(set(items))} rules are too many", f"at most {most}")
-        return _distinct(items)
+    def join(items: Sequence[Optional[detection.Rule]]) -> tuple[detection.Rule, ...]:
+        given = _distinct([rule for rule in items if rule is not None])
+        if given and None in items:
+            raise Bad("off stands beside a rule", "either off or rules")
+        if len(given) > most:
+            raise Bad(f"{len(given)} rules are too many", f"at most {most}")
+        return given
 
-    about = f"list of PORTS:closed:WINDOW or PORTS:all:WINDOW, at most {most}"
-    return Kind(about, _read_rule, join, lambda value: " ".join(map(rule_text, value)), many=True)
+    about = f"list of scan:closed, PORTS:closed:WINDOW or PORTS:all:WINDOW, at most {most}, or off"
+    return Kind(about, _read_rule, join, lambda value: " ".join(map(rule_text, value)) or "off", True, ("off",))
 
 
-def _read_rule(text: str) -> detection.Rule:
-    example = "as in 5:closed:10m or 20:all:60s"
+def _read_rule(text: str) -> Optional[detection.Rule]:
+    """None is off."""
+    if text == "off":
+        return None
+    if text == "scan:closed":
+        return detection.Rule(0, True, 0)
+    example = "as in 5:closed:10m, 20:all:60s or scan:closed"
     count, counted, window = (*text.split(":"), "", "")[:3]
     if text.count(":") != 2 or counted not in ("closed", "all"):
         raise Bad(f"{shown(text)} is not a rule", example)
@@ -247,6 +255,8 @@ def _read_rule(text: str) -> detection.Rule:
 
 def rule_text(rule: detection.Rule) -> str:
     """5:closed:10m"""
+    if not rule.ports:
+        return "scan:closed"
     return f"{rule.ports}:{'closed' if rule.closed else 'all'}:{duration_text(rule.window_ns)}"
 
 

@@ -9,10 +9,11 @@ from __future__ import annotations
 import time
 from typing import NamedTuple, Optional
 
-from packetwatch import rules
+from packetwatch import rules, servers
 from packetwatch.address import Prefix, mask, single
 from packetwatch.kernel import Kernel
 from packetwatch.rules import Entry
+from packetwatch.servers import Server
 from packetwatch.settings import Settings
 from packetwatch.state import Manual
 
@@ -20,11 +21,12 @@ _TRIE_ENTRIES_MAX = 60_000  # of 65,536: room for a difference in the making
 
 
 class Host(NamedTuple):
-    """What the host is and whom it needs, as netlink and logind tell."""
+    """What the host is and whom it needs, as netlink, logind and its files tell."""
 
     own: frozenset[Prefix] = frozenset()  #: the local routing table
     gateways: frozenset[bytes] = frozenset()
     sessions: frozenset[bytes] = frozenset()
+    servers: frozenset[Server] = frozenset()
 
 
 class Lists:
@@ -57,6 +59,10 @@ class Lists:
             entries += [Entry(single(address), rules.GATEWAY) for address in sorted(host.gateways)]
         if settings.allow_sessions:
             entries += [Entry(single(address), rules.SESSION) for address in sorted(host.sessions)]
+        wanted = servers.wanted(settings)
+        for address, reason, detail in sorted(host.servers):
+            if reason in wanted:
+                entries.append(Entry(single(address), reason, detail=detail))
         return entries
 
     def put_block(self, entry: Manual, wall_offset_ns: int) -> int:
@@ -65,6 +71,10 @@ class Lists:
         self.manual_blocks[entry.prefix] = entry
         self._ends[entry.prefix] = until
         return until
+
+    def until(self, prefix: Prefix) -> Optional[int]:
+        """The end of a block by hand as CLOCK_BOOTTIME, 0 is forever; None where there is no such block."""
+        return self._ends[prefix] if prefix in self.manual_blocks else None
 
     def block_entries(self) -> list[Entry]:
         """Blocks by hand and by configuration; ends as CLOCK_BOOTTIME."""

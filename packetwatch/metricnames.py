@@ -55,7 +55,7 @@ METRICS = (
     Metric("packetwatch_blocked_sources", "gauge", (), "Sources and prefixes blocked now."),
     Metric("packetwatch_probes", "counter", _IF, "Segments of no connection: FIN, NULL, XMAS and the like."),
     Metric("packetwatch_probes_untold", "counter", _IF, "Probes that came too fast for a record of each."),
-    Metric("packetwatch_malformed", "counter", ("reason",), "Frames that could not be walked, passed on."),
+    Metric("packetwatch_malformed", "counter", ("reason",), "Frames that could not be walked."),
     Metric("packetwatch_syns_ignored", "counter", ("reason",), "SYNs that this host itself would not take."),
     Metric("packetwatch_alerts_lost", "counter", (), "Scan records lost for want of room; the block stands."),
     Metric("packetwatch_table_entries", "gauge", ("table",), "Entries of a kernel table."),

@@ -10,6 +10,9 @@ import json
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
+from packetwatch import address
+from packetwatch.address import Prefix
+
 DONE, FAILED, USAGE, NOT_RUNNING, NOT_PERMITTED = range(5)
 FAULTY_SETTINGS = 78  # EX_CONFIG of sysexits.h
 
@@ -37,20 +40,23 @@ class Operation(NamedTuple):
 
 
 _TEXT, _WHOLE, _YES = (str,), (int,), (bool,)
+_CONFIRM = {"confirm_s": _WHOLE}  #: rolled back after so many seconds unless it is confirmed
 
 OPERATIONS: Mapping[str, Operation] = {
     "status": Operation(False),
     "version": Operation(False),
     "tail": Operation(False),
-    "reload": Operation(True),
-    "mode": Operation(True, takes={"mode": _TEXT, "keep": _YES}, reads_without="mode"),
+    "confirm": Operation(True, takes={"revert": _YES}),
+    "reload": Operation(True, takes=_CONFIRM),
+    "mode": Operation(True, takes={"mode": _TEXT, "keep": _YES, **_CONFIRM}, reads_without="mode"),
     "block.list": Operation(False, takes={"would": _YES, "since_s": _WHOLE}),
     "block.add": Operation(
-        True, {"prefix": _TEXT}, {"duration_s": (int, type(None)), "reason": _TEXT, "force": _YES}),
+        True, {"prefix": _TEXT}, {"duration_s": (int, type(None)), "reason": _TEXT, "force": _YES, **_CONFIRM}),
     "block.remove": Operation(True, takes={"prefix": _TEXT, "all": _YES}),
+    "why": Operation(False, {"prefix": _TEXT}),
     "allow.list": Operation(False),
     "allow.add": Operation(True, {"prefix": _TEXT}),
-    "allow.remove": Operation(True, {"prefix": _TEXT}),
+    "allow.remove": Operation(True, {"prefix": _TEXT}, _CONFIRM),
 }
 
 
@@ -70,6 +76,14 @@ def changes(request: Request) -> bool:
     """Whether only those may ask for it who may change."""
     operation = OPERATIONS[request["do"]]
     return operation.changes and (not operation.reads_without or operation.reads_without in request)
+
+
+def prefix_of(request: Request) -> Prefix:
+    """Raises Refused."""
+    try:
+        return address.parse_prefix(request.get("prefix") or "")
+    except ValueError as fault:
+        raise Refused(str(fault), "ADDRESS or ADDRESS/LENGTH", USAGE) from None
 
 
 def _whole(text: str) -> int:

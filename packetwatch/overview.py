@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 
 from packetwatch.kinds import SECOND_NS, duration_text
-from packetwatch.show import Answer, listed, moment
+from packetwatch.show import Answer, dicts, listed, moment
 from packetwatch.sinks.records import clean
 
 TERMS = {
@@ -32,7 +32,7 @@ def _protection(answer: Answer) -> list[str]:
     origin = f", {answer['mode_origin']}" if answer.get("mode_origin") else ""
     if answer.get("protecting"):
         return [f"working (mode {mode}{origin})"]
-    watching = any(each.get("attached") for each in _dicts(answer, "interfaces"))
+    watching = any(each.get("attached") for each in dicts(answer, "interfaces"))
     if mode == "observe" and watching:
         return [f"observing only, nothing is dropped (mode {mode}{origin})"]
     return [f"NOT WORKING (mode {mode}{origin})"]
@@ -41,6 +41,14 @@ def _protection(answer: Answer) -> list[str]:
 def _problems(answer: Answer) -> list[str]:
     problems = answer.get("problems")
     return [str(each) for each in problems] if isinstance(problems, list) else []
+
+
+def _unconfirmed(answer: Answer) -> list[str]:
+    pending = answer.get("pending")
+    if not isinstance(pending, Mapping):
+        return []
+    until = moment(pending.get("until"))
+    return [f"{pending.get('change')}: rolled back at {until} unless confirmed ({pending.get('confirm')})"]
 
 
 def _up(answer: Answer) -> list[str]:
@@ -54,7 +62,7 @@ def _up(answer: Answer) -> list[str]:
 
 
 def _interfaces(answer: Answer) -> list[str]:
-    return [_interface(each) for each in _dicts(answer, "interfaces")] or ["none is wanted"]
+    return [_interface(each) for each in dicts(answer, "interfaces")] or ["none is wanted"]
 
 
 def _interface(each: Answer) -> str:
@@ -84,7 +92,7 @@ def _by_interface(answer: Answer) -> list[str]:
     if isinstance(accounts, Mapping):
         rows = [(str(name), terms) for name, terms in accounts.items() if isinstance(terms, Mapping)]
     else:
-        rows = [(f"{e.get('interface')} {e.get('family', '')}".rstrip(), e) for e in _dicts(answer, "by_interface")]
+        rows = [(f"{e.get('interface')} {e.get('family', '')}".rstrip(), e) for e in dicts(answer, "by_interface")]
     return [f"{name}: {_account(terms)}" for name, terms in rows] if len(rows) > 1 else []
 
 
@@ -119,13 +127,24 @@ def _tables(answer: Answer) -> list[str]:
 
 def _records(answer: Answer) -> list[str]:
     shape = f" as {answer['log_format']}" if answer.get("log_format") else ""
-    return [_sink(each, shape if number == 0 else "") for number, each in enumerate(_dicts(answer, "sinks"))]
+    return [_sink(each, shape if number == 0 else "") for number, each in enumerate(dicts(answer, "sinks"))]
 
 
 def _sink(sink: Answer, shape: str) -> str:
     refused = f", {sink['refused']} refused" if sink.get("refused") else ""
     error = f" ({sink['last_error']})" if sink.get("last_error") else ""
     return f"{sink.get('written', 0)} to {sink.get('name')}{shape}{refused}{error}"
+
+
+def _names(answer: Answer) -> list[str]:
+    """Of servers that would always be allowed: those that could not be looked up."""
+    return [_name(each) for each in dicts(answer, "names") if each.get("error")]
+
+
+def _name(each: Answer) -> str:
+    addresses = each.get("addresses")
+    kept = f"; it was {listed(addresses)}" if addresses else ""
+    return f"{each.get('name')}, a {each.get('reason')}: {each['error']}{kept}"
 
 
 def _watchdog(answer: Answer) -> list[str]:
@@ -144,21 +163,22 @@ def _settings(answer: Answer) -> list[str]:
     settings = answer.get("config")
     if not isinstance(settings, Mapping):
         return []
-    state = "in force" if settings.get("ok") else f"FAULTY: {settings.get('error') or 'see the log'}"
+    differs, error = settings.get("differs"), settings.get("error") or "see the log"
+    state = "in force" if settings.get("ok") else f"{'NOT THOSE OF THE FILES' if differs else 'FAULTY'}: {error}"
     loaded = f" since {moment(settings['loaded_at'])}" if settings.get("ok") and settings.get("loaded_at") else ""
     restart = settings.get("restart_needed")
-    return [state + loaded, f"a restart is needed for {listed(restart)}" if restart else ""]
-
-
-def _dicts(answer: Answer, key: str) -> list[Answer]:
-    value = answer.get(key)
-    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
+    return [
+        state + loaded,
+        "packetwatch reload, or a restart, takes those of the files" if differs else "",
+        f"a restart is needed for {listed(restart)}" if restart else "",
+    ]
 
 
 #: Label and lines; a subject without lines is left out.
 SUBJECTS: tuple[tuple[str, Callable[[Answer], list[str]]], ...] = (
     ("Protection", _protection),
     ("Problems", _problems),
+    ("Unconfirmed", _unconfirmed),
     ("Interfaces", _interfaces),
     ("Up", _up),
     ("Connections", _connections),
@@ -170,6 +190,7 @@ SUBJECTS: tuple[tuple[str, Callable[[Answer], list[str]]], ...] = (
     ("Malformed", _counts("malformed")),
     ("Ignored", _counts("ignored")),
     ("Tables", _tables),
+    ("Unresolved", _names),
     ("Watchdog", _watchdog),
     ("If killed", lambda answer: [str(answer.get("keeps") or "")]),
     ("Metrics", _metrics),

@@ -22,7 +22,7 @@ _DROPS_EVERY_NS = 60 * SECOND
 _DROPS_ROWS = 20
 _LOSS_EVERY_NS = 60 * SECOND
 _STORM_EVERY_NS = 60 * SECOND
-_STORM = "more new blocks in a minute than block.storm allows: probably their sources are forged"
+_STORM = "more new blocks in a minute than block.storm allows, probably of forged sources"
 _ADVICE = {
     "ring": "the resident was too slow: raise ring.size, or lower log.fold_rate",
     "alerts": "scans came faster than they could be told; their blocks are in force",

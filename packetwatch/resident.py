@@ -23,6 +23,7 @@ from packetwatch.reports import Drops, Folds, Losses, Storms
 from packetwatch.settings import Settings
 from packetwatch.sinks.ledger import Ledger
 from packetwatch.sinks.records import clean
+from packetwatch.servers import Server
 from packetwatch.store import Store
 
 _SETTLE_S = 0.05  # in which a packet that met the old settings or program is through
@@ -50,6 +51,7 @@ class Reload(NamedTuple):
     wall_ns: int  #: of the last that succeeded
     error: str = ""
     pending: tuple[str, ...] = ()  #: keys that need a restart
+    differs: tuple[str, ...] = ()  #: keys whose values are not those of the files, after a reload that was rolled back
 
 
 class Resident:
@@ -83,6 +85,7 @@ class Resident:
         self.budget = budget.Budget(settings.log_daily_size)
         self.blocks_by_hand: int = note.get("blocks_by_hand", 0)
         self.links: list[netlink.Link] = []
+        self.servers: frozenset[Server] = frozenset()  #: for the next look around
         self.unsaved = False
         self.save_fault = ""  #: why the state is not on the disk; it is tried again
         self._seed = self.kernel.settings().seed or int.from_bytes(os.urandom(8), "little")
@@ -174,10 +177,9 @@ class Resident:
         self.drain.run_on(previous)
         handover.forget(digest, previous, self.store)
 
-    @staticmethod
-    def _host(routes: list[netlink.DefaultRoute], hosts: set[bytes]) -> lists.Host:
+    def _host(self, routes: list[netlink.DefaultRoute], hosts: set[bytes]) -> lists.Host:
         gateways = interfaces.gateways(routes)
-        return lists.Host(frozenset(netlink.local_prefixes()), frozenset(gateways), frozenset(hosts))
+        return lists.Host(frozenset(netlink.local_prefixes()), frozenset(gateways), frozenset(hosts), self.servers)
 
     def look_around(self, hosts: set[bytes]) -> None:
         """Reads interfaces and routes anew and follows; `hosts` are the remote hosts of sessions."""

@@ -15,6 +15,7 @@ OWN, ALLOW, BLOCK = 1, 2, 4  #: enum source_flag of bpf/maps.h
 
 CONFIG, MANUAL = "config", "manual"
 OWN_ADDRESS, GATEWAY, SESSION = "own address", "default gateway", "session"
+RESOLVER, TIME_SERVER, PUPPET_SERVER = "resolver", "time server", "Puppet server"
 
 #: Allowed because someone said so; every other reason to allow is automatic and yields to force.
 BY_HAND = frozenset({CONFIG, MANUAL})
@@ -27,6 +28,7 @@ class Entry(NamedTuple):
     reason: str  #: CONFIG, MANUAL, OWN_ADDRESS, GATEWAY, SESSION, ...
     forced: bool = False  #: a block that beats automatic reasons to allow
     until_ns: int = 0  #: end of a block, CLOCK_BOOTTIME; 0 is forever
+    detail: str = ""  #: for people: what the reason comes from
 
 
 class Source(NamedTuple):

@@ -120,22 +120,29 @@ class Settings:
         "allow.gateways", "yes", yes_no(), "Never block the default gateways.")
     allow_sessions: bool = _row(
         "allow.sessions", "yes", yes_no(), "Never block the remote hosts of logged-in sessions.")
+    allow_resolvers: bool = _row(
+        "allow.resolvers", "yes", yes_no(), "Never block the name servers of this host.")
+    allow_time_servers: bool = _row(
+        "allow.time_servers", "yes", yes_no(),
+        "Never block the time servers that systemd-timesyncd, chrony or ntpd are set to use.")
+    allow_puppet_server: bool = _row(
+        "allow.puppet_server", "yes", yes_no(), "Never block the Puppet server that puppet.conf names.")
     scan_ports: int = _row(
         "scan.ports", "3", whole(2, 64), "So many distinct ports within the window make a scan.")
     scan_window_ns: int = _row(
         "scan.window", "60s", duration("1s", "24h"), "Time within which the ports of a scan are reached.")
     scan_count: str = _row(
         "scan.count", "all", choice("all", "closed"),
-        "Whether ports that are open count for a scan as well, or closed ones alone.")
+        "Which ports count for a scan, and for rules over all ports: every one, or closed ones alone.")
     block_rules: tuple[Rule, ...] = _row(
-        "block.rules", "3:closed:60s 5:closed:10m 10:closed:24h", rules(8),
-        "Who reaches so many distinct ports within the window is blocked by that rule, for longer each time. "
-        "A scan that none of them matches is blocked for a minute at most.")
+        "block.rules", "scan:closed 5:closed:10m 10:closed:24h", rules(8),
+        "Who reaches so many distinct ports within the window is blocked by that rule, for longer each time; "
+        "scan:closed is a scan of closed ports. A scan that no rule matches is blocked for a minute at most.")
     block_honeypot_ports: Ports = _row(
         "block.honeypot_ports", "", ports(),
         "Ports that nobody has a reason to reach: who does is blocked at once.", adds=True)
     block_first_ns: int = _row(
-        "block.first", "60s", duration("1s", "3650d"),
+        "block.first", "60s", duration("1s", "3650d", forever=True),
         "How long a source is blocked the first time; each time after that doubles it, up to block.duration.")
     block_duration_ns: int = _row(
         "block.duration", "1h", duration("1s", "3650d", forever=True), "How long a source is blocked at most.")
@@ -144,7 +151,8 @@ class Settings:
         "After so long without a block a source counts as new again.")
     block_storm: int = _row(
         "block.storm", "100", whole(0, 1_000_000),
-        "New blocks in a minute above which no more are made until it is over: so many are forged. 0 is no limit.")
+        "New blocks in a minute above which no more are made until it is over: so many are likely forged. "
+        "0 is no limit.")
     xdp_mode: str = _row(
         "xdp.mode", "auto", choice("auto", "native", "generic"),
         "Where the program sits: in the driver (native), behind it (generic), or what works (auto).")
@@ -191,9 +199,10 @@ BY_KEY = {row.key: row for row in ROWS}
 HEADER = """\
 # Settings of Packetwatch, all at their defaults. Files packetwatch.conf.d/*.conf are read after
 # this one, then the environment (PACKETWATCH_SCAN_PORTS), then the command line (--scan-ports).
-# A later value wins. The values of a list add up over lines and files; those of allow and block
-# also with the environment and the command line, where other lists replace what the files say.
-# An empty value takes back all that was said before. Comments stand on lines of their own.
+# A later value wins. The values of a list add up over lines and files; those of allow, block,
+# open_ports and honeypot_ports also with the environment and the command line, where other lists
+# replace what the files say. An empty value takes back all that was said before. Comments stand
+# on lines of their own.
 # "packetwatch check" finds mistakes, "packetwatch reload" applies changes without a gap.
 """
 
@@ -211,8 +220,8 @@ def sample() -> str:
 
 def _sample_row(row: Row) -> str:
     about = f"{row.type[0].upper()}{row.type[1:]}.{'' if row.live else ' A change needs a restart.'}"
-    comment = textwrap.wrap(f"{row.help} {about}", 98, initial_indent="# ", subsequent_indent="# ")
-    return "\n".join([*comment, f"#{row.name} = {row.default}".rstrip()]) + "\n"
+    wrapper = textwrap.TextWrapper(98, initial_indent="# ", subsequent_indent="# ", break_on_hyphens=False)
+    return "\n".join([*wrapper.wrap(f"{row.help} {about}"), f"#{row.name} = {row.default}".rstrip()]) + "\n"
 
 
 def read(key: str, text: str) -> Any:

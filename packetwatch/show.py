@@ -61,8 +61,42 @@ def _why(entry: Answer) -> str:
 
 
 def allowed(answer: Any) -> str:
-    rows = [(each.get("prefix"), each.get("reason")) for each in _entries(answer)]
+    rows = [(each.get("prefix"), _why_allowed(each)) for each in _entries(answer)]
     return table(("SOURCE", "REASON"), rows, "Nothing is allowed.")
+
+
+def _why_allowed(entry: Answer) -> str:
+    return str(entry.get("reason") or "") + (f" ({entry['detail']})" if entry.get("detail") else "")
+
+
+def why(answer: Answer) -> str:
+    """The verdict first, then what it rests on."""
+    lines = [f"{answer.get('address')}: {answer.get('verdict')}"]
+    lines += [f"allowed: {each.get('prefix')} ({each.get('reason')})" for each in dicts(answer, "allowed_by")]
+    lines += [f"blocked: {_block(each)}" for each in dicts(answer, "blocked_by")]
+    lines += [f"port {each.get('port')}: {each.get('state')}, last {moment(each.get('last'))}" for each in
+              dicts(answer, "ports")]
+    lines += [f"rule {each.get('rule')}: {each.get('reached')} of {each.get('of')} ports within {each.get('window')}"
+              for each in dicts(answer, "rules")]
+    offences = answer.get("offences")
+    if isinstance(offences, Mapping):
+        lines.append(f"blocked by rules {offences.get('count')} times, last until {moment(offences.get('last_until'))};"
+                     f" the next block lasts {offences.get('next_block')}")
+    lines += [record(json.dumps(each).encode()) for each in dicts(answer, "history")]
+    if answer.get("evidence") == "none":
+        lines.append("nothing is known of it since the start")
+    return "\n".join(map(clean, lines))
+
+
+def _block(each: Answer) -> str:
+    rule = f", rule {each['rule']}" if each.get("rule") else ""
+    return f"{each.get('prefix')} until {moment(each.get('until'))} ({each.get('reason')}{rule})"
+
+
+def dicts(answer: Answer, key: str) -> list[Answer]:
+    """The rows of a part of an answer; none where it is missing or something else."""
+    value = answer.get(key)
+    return [each for each in value if isinstance(each, Mapping)] if isinstance(value, list) else []
 
 
 def _entries(answer: Any) -> list[Answer]:
@@ -107,6 +141,25 @@ def reloaded(answer: Answer) -> str:
     if restart:
         lines.append(f"A restart is needed for {listed(restart)}.")
     return "\n".join(map(clean, lines))
+
+
+def confirmed(answer: Answer) -> str:
+    return clean(f"{'Rolled back' if answer.get('reverted') else 'Confirmed'}: {answer.get('change')}.")
+
+
+def waiting(answer: Any, command: str) -> list[str]:
+    """What is to be said of the confirmation after what was done; ``command`` gives it."""
+    if not isinstance(answer, Mapping):
+        return []
+    lines, pending = [], answer.get("pending")
+    if isinstance(pending, Mapping):
+        until = moment(pending.get("until"))
+        lines.append(f"{pending.get('change')} is rolled back at {until} unless you confirm it: {command}")
+    elif "pending" in answer:
+        lines.append("There is nothing to confirm.")
+    if answer.get("settled"):
+        lines.append(f"{answer['settled']} waits for no confirmation any more.")
+    return [clean(line) for line in lines]
 
 
 def checked(answer: Answer) -> str:

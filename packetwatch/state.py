@@ -1,5 +1,6 @@
 # SPDX-License-Identifier: Apache-2.0
-"""What survives a stop and a reboot: blocks, what people allowed and blocked by hand, the last good settings.
+"""What survives a stop and a reboot: blocks, what people allowed and blocked by hand, the last good settings,
+what names of servers stood for.
 
 Files in the state directory, versioned, replaced whole. Ends are wall time here (ns since 1970,
 0 is forever). A file that is newer or corrupt is kept aside and told of, never a crash loop.
@@ -11,13 +12,17 @@ import fcntl
 import json
 import os
 import time
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any, NamedTuple, Optional
+from typing import Any, NamedTuple, Optional, TypeVar
 
 from packetwatch import address
 from packetwatch.address import Prefix
 
+T = TypeVar("T")
+
 VERSION = 1
+_INPUTS, _SERVERS = "last-good.json", "servers.json"
 _BYTES_MAX = 192 * 1024 * 1024  # table.blocks at its most takes half of it
 #: Whatever stands there instead of a file, a start neither hangs at it nor writes elsewhere.
 _READ = os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC
@@ -67,15 +72,12 @@ class StateError(Exception):
 
 
 def encode(saved: Saved) -> bytes:
-    def manual(entries: tuple[Manual, ...]) -> list[list[Any]]:
-        return [[address.prefix_text(m.prefix), *m[1:]] for m in entries]
-
     return json.dumps(
         {
             "version": VERSION,
             "blocks": [[address.text(b.address), b.until_wall_ns, b.since_wall_ns] for b in saved.blocks],
-            "manual_blocks": manual(saved.manual_blocks),
-            "manual_allow": manual(saved.manual_allow),
+            "manual_blocks": [manual_row(entry) for entry in saved.manual_blocks],
+            "manual_allow": [manual_row(entry) for entry in saved.manual_allow],
             "mode": saved.mode,
         }
     ).encode()
@@ -89,20 +91,25 @@ def decode(text: bytes) -> Saved:
             raise ValueError(f"version {data['version']!r}, this Packetwatch knows {VERSION}")
         if data["mode"] not in (None, "enforce", "observe"):
             raise ValueError("an unknown mode")
-        blocks = tuple(SavedBlock(address.parse(a), _time(u), _time(s)) for a, u, s in data["blocks"])
-        return Saved(blocks, _manual(data["manual_blocks"]), _manual(data["manual_allow"]), data["mode"])
+        blocks = tuple(SavedBlock(address.parse(a), wall_time(u), wall_time(s)) for a, u, s in data["blocks"])
+        by_hand, allowed = (tuple(map(manual, data[name])) for name in ("manual_blocks", "manual_allow"))
+        return Saved(blocks, by_hand, allowed, data["mode"])
     except (KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise ValueError(f"not a state file: {fault!r}") from None
 
 
-def _manual(rows: list[list[Any]]) -> tuple[Manual, ...]:
-    return tuple(
-        Manual(address.parse_prefix(p), _time(u), _time(s), str(reason)[:200], bool(forced))
-        for p, u, s, reason, forced in rows
-    )
+def manual_row(entry: Manual) -> list[Any]:
+    """An entry as a file holds it."""
+    return [address.prefix_text(entry.prefix), *entry[1:]]
 
 
-def _time(value: Any) -> int:
+def manual(row: list[Any]) -> Manual:
+    """Raises ValueError or TypeError for what is none."""
+    prefix, until, since, reason, forced = row
+    return Manual(address.parse_prefix(prefix), wall_time(until), wall_time(since), str(reason)[:200], bool(forced))
+
+
+def wall_time(value: Any) -> int:
     if not isinstance(value, int) or not 0 <= value < 1 << 63:
         raise ValueError(f"{value!r} is no time")
     return value
@@ -139,30 +146,53 @@ class Directory:
 
     def load(self) -> tuple[Saved, Optional[str]]:
         """What was saved, and a sentence if a file had to be put aside."""
-        file = self.path / "state.json"
+        saved, aside = self.load_as("state.json", decode)
+        return saved or Saved(), aside
+
+    def load_as(self, name: str, read: Callable[[bytes], T]) -> tuple[Optional[T], Optional[str]]:
+        """What `read` makes of a file, None where there is none, and a sentence if it had to be put aside."""
+        file = self.path / name
         try:
             text = self._read(file)
-            return decode(text) if text is not None else Saved(), None
+            return read(text) if text is not None else None, None
         except (ValueError, StateError) as fault:
-            aside = file.with_name(f"state.json.unread-{time.strftime('%Y%m%dT%H%M%S')}")
+            aside = file.with_name(f"{name}.unread-{time.strftime('%Y%m%dT%H%M%S')}")
             os.replace(file, aside)
-            return Saved(), f"{file} could not be read ({fault}); kept as {aside}, started without it"
+            return None, f"{file} could not be read ({fault}); kept as {aside}, started without it"
 
     def save(self, saved: Saved) -> None:
         """Raises OSError (no space, read-only); the file before stays whole."""
-        self._write("state.json", encode(saved))
+        self.save_as("state.json", encode(saved))
+
+    def remove(self, name: str) -> None:
+        """Raises OSError where it cannot be."""
+        (self.path / name).unlink(missing_ok=True)
 
     def load_inputs(self) -> Optional[dict[str, Any]]:
         """The inputs of the last good settings, as `save_inputs` got them."""
-        text = self._read(self.path / "last-good.json")
+        return self._load(_INPUTS)
+
+    def save_inputs(self, inputs: dict[str, Any]) -> None:
+        self.save_as(_INPUTS, json.dumps(inputs).encode())
+
+    def load_servers(self) -> Optional[dict[str, Any]]:
+        """What names of servers stood for at last, as `save_servers` got it; none is no fault."""
+        try:
+            return self._load(_SERVERS)
+        except StateError:
+            return None
+
+    def save_servers(self, answers: dict[str, Any]) -> None:
+        """Raises OSError."""
+        self.save_as(_SERVERS, json.dumps(answers).encode())
+
+    def _load(self, name: str) -> Optional[dict[str, Any]]:
+        text = self._read(self.path / name)
         try:
             data = json.loads(text) if text is not None else None
         except (ValueError, RecursionError):
             return None
         return data if isinstance(data, dict) else None
-
-    def save_inputs(self, inputs: dict[str, Any]) -> None:
-        self._write("last-good.json", json.dumps(inputs).encode())
 
     def _give_to_owner(self, fd: int) -> None:
         """Run by hand as root in the service's directory, it must not leave what the service cannot read."""
@@ -180,7 +210,8 @@ class Directory:
         except OSError as fault:
             raise StateError(f"{file}: {fault.strerror}", "check its owner and mode") from None
 
-    def _write(self, name: str, text: bytes) -> None:
+    def save_as(self, name: str, text: bytes) -> None:
+        """Raises OSError; the file before stays whole."""
         temporary = self.path / f".{name}.new"
         fd = os.open(temporary, _WRITE, 0o600)
         try:

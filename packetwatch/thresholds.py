@@ -18,13 +18,14 @@ _OPEN_MOST_NS = 60 * SECOND  # a block with no closed port to show for it
 
 def of(s: Settings) -> KernelSettings:
     """Nothing is summed by these, and every record wakes its reader."""
-    keep_ns, suspect_ns = detection.windows(s.scan_window_ns, s.block_rules)
-    first_ns = min(s.block_first_ns, s.block_duration_ns or s.block_first_ns)
+    rules = [rule.beside(s.scan_ports, s.scan_window_ns) for rule in s.block_rules]
+    keep_ns, suspect_ns = detection.windows(s.scan_window_ns, rules)
+    first_ns = first_block_ns(s)
     return KernelSettings(
         window_ns=s.scan_window_ns,
         block_ns=s.block_duration_ns,
         first_ns=first_ns,
-        open_ns=min(first_ns, _OPEN_MOST_NS),
+        open_ns=min(first_ns or _OPEN_MOST_NS, _OPEN_MOST_NS),
         forget_ns=s.block_forget_ns,
         keep_ns=keep_ns,
         suspect_ns=suspect_ns,
@@ -38,8 +39,13 @@ def of(s: Settings) -> KernelSettings:
         generation=0,
         count_closed=int(s.scan_count == "closed"),
         storm=s.block_storm,
-        rules=tuple(KernelRule(rule.window_ns, rule.ports, int(rule.closed)) for rule in s.block_rules),
+        rules=tuple(KernelRule(rule.window_ns, rule.ports, int(rule.closed)) for rule in rules),
     )
+
+
+def first_block_ns(s: Settings) -> int:
+    """block.first, if block.duration allows it; 0 is forever."""
+    return min([ns for ns in (s.block_first_ns, s.block_duration_ns) if ns], default=0)
 
 
 def put_ports(kernel: Kernel, settings: Settings) -> None:

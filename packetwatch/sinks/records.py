@@ -51,8 +51,8 @@ KINDS = {
     "probe": Kind(
         "cc0a0c14942e42a1b3bc033f30a3a037",
         6,
-        "Probe{flags}:{source}{target}",
-        "Would drop probe{flags}:{source}{target}",
+        "Probe{flags}{source}{target}",
+        "Would drop probe{flags}{source}{target}",
         ("src_ip", "src_port", "dest_ip", "dest_port", "proto", "tcp_flags", "port_state", "mode"),
     ),
     "scan": Kind(

@@ -3,12 +3,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import platform
+import subprocess
 
 import pytest
 
-from tests.machine.machine import ADDRESS, ADDRESS6, wait_for
+from tests.machine.machine import ADDRESS, ADDRESS6, PEER, wait_for
 from tests.machine.service import CONFIG, SCANNER
 
 FETCH = "import sys, urllib.request as r; print(r.urlopen(sys.argv[1], timeout=5).status)"
@@ -223,6 +225,63 @@ def test_remote_hosts_of_sessions_are_allowed(service):
     finally:
         machine.run(["rm", path])
     wait_for(lambda: entry not in service.ask("allow", "list"), "its end is seen")
+
+
+def test_servers_that_files_name_are_allowed(service):
+    """In the unit's sandbox and as its user: files are read, names are looked up over the network, none delays it."""
+    machine = service.machine
+    machine.write("/etc/resolv.conf", f"nameserver {PEER}\n")
+    machine.write("/etc/ntp.conf", "server ntp.example.org\nserver 192.0.2.92\n")
+    machine.write("/etc/puppet/puppet.conf", "[main]\nserver = puppet.example.org\n", 0o600)
+    with beside(machine, NAME_SERVER, "192.0.2.91"):
+        try:
+            service.start()
+            wanted = {("192.0.2.91", "time server"), ("192.0.2.92", "time server"), (PEER, "resolver")}
+            wait_for(lambda: wanted <= allowed(service), "the name is looked up")
+            with machine.peer_address("192.0.2.91") as source:
+                assert machine.connect_all(range(81, 86), source) == ["refused"] * 5
+            assert service.told().count("/etc/puppet/puppet.conf cannot be read: Permission denied") == 1
+            assert service.status()["problems"] == []
+            machine.run(["chmod", "644", "/etc/puppet/puppet.conf"])
+            service.systemctl("reload")
+            wait_for(lambda: ("192.0.2.91", "Puppet server") in allowed(service), "puppet.conf is read")
+            service.systemctl("restart")
+            assert ("192.0.2.91", "Puppet server") in allowed(service)
+        finally:
+            machine.run(["rm", "-r", "/etc/ntp.conf", "/etc/puppet"])
+
+
+def allowed(service):
+    return {(each["prefix"], each["reason"]) for each in service.ask("allow", "list")}
+
+
+@contextlib.contextmanager
+def beside(machine, code, *arguments):
+    """A program on the other side of the link, which says when it is there."""
+    command = machine.beside(["/usr/bin/python3", "-c", code, *arguments])
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout.readline() == b"there\n"
+            yield
+        finally:
+            process.kill()
+
+
+#: Every name has this one address, over IPv4 and IPv6 asked for.
+NAME_SERVER = """
+import socket, sys
+address = socket.inet_aton(sys.argv[1])
+with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as link:
+    link.bind(("", 53))
+    print("there", flush=True)
+    while True:
+        query, client = link.recvfrom(512)
+        end = query.index(b"\\0", 12) + 5
+        found = query[end - 4 : end] == b"\\0\\1\\0\\1"
+        record = b"\\xc0\\x0c\\0\\1\\0\\1\\0\\0\\0\\1\\0\\4" + address if found else b""
+        counts = b"\\0\\1\\0" + bytes([found]) + bytes(4)
+        link.sendto(query[:2] + b"\\x81\\x80" + counts + query[12:end] + record, client)
+"""
 
 
 def test_environment_from_a_drop_in(service):

@@ -58,7 +58,7 @@ def test_a_fast_scan_is_blocked_after_its_third_port(watch, wire, source):
     assert wire.knock(source, 1, 2, 80, 80, 80) == [CLOSED, CLOSED, OPEN, SILENT, SILENT]
     to = HOST6 if ":" in source else HOST4
     watch.line(TIME + f"Port scan detected: {re.escape(source)} -> {re.escape(to)} on ports 1,2,80")
-    watch.line(TIME + f"Blocked {re.escape(source)} for 1h \\(port scan\\)")
+    watch.line(TIME + f"Blocked {re.escape(source)} for 1m \\(port scan\\)")
     assert source in blocked(watch)
 
 

@@ -9,7 +9,7 @@ import time
 
 import pytest
 
-from .resident import CONTROL, environment
+from .resident import CONTROL, environment, wait_for
 from .traffic import CLOSED, OPEN, SILENT
 
 SETTINGS = "interface = v0\nlog.format = json\nmode = observe\nmetrics.listen = 127.0.0.1:9773\n"
@@ -43,6 +43,7 @@ def test_nothing_is_dropped_and_all_is_told(watch, wire, ipv6):
     assert watch.record("scan", src_ip=source)["mode"] == "observe"
     block = watch.record("block", src_ip=source)
     assert block["mode"] == "observe" and block["reason"] == "port scan" and block["until"]
+    wait_for(lambda: len(watch.records("connection", src_ip=source)) == 5, "all records")
     modes = [record.get("mode") for record in watch.records("connection", src_ip=source)]
     assert modes == [None, None, None, "observe", "observe"]
     after = watch.ledger()
@@ -69,7 +70,7 @@ def test_text_says_would(watch, wire):
         wire.knock(source, 1, 2, 3, 4)
         lines = [tail.stdout.readline()[21:].rstrip() for _ in range(6)]
         tail.terminate()
-    assert lines[4] == f"Would block {source} for 1h (port scan)"
+    assert lines[4] == f"Would block {source} for 1m (port scan)"
     assert lines[5].startswith(f"Would block connection: {source}:")
 
 

@@ -51,6 +51,7 @@ def test_a_connection_in_json(watch, wire, ipv6):
         "dest_ip": HOST6 if ipv6 else HOST4,
         "dest_port": 4000,
         "proto": "TCP",
+        "port_state": "closed",
     }
 
 
@@ -67,8 +68,9 @@ def test_a_scan_and_its_block_in_json(watch, wire):
     block = watch.record("block", src_ip=source)
     scan = watch.record("scan", src_ip=source)
     assert {"in_iface": "v0", "dest_ip": HOST4, "proto": "TCP", "ports": [4001, 4002, 4003]}.items() <= scan.items()
-    assert moment(block["until"]) - moment(block["timestamp"]) == datetime.timedelta(hours=1)
-    assert block["reason"] == "port scan" and block["in_iface"] == "v0"
+    assert scan["closed_ports"] == scan["ports"]
+    assert moment(block["until"]) - moment(block["timestamp"]) == datetime.timedelta(minutes=1)
+    assert (block["reason"], block["rule"]) == ("port scan", "scan:closed") and block["in_iface"] == "v0"
     assert scan["timestamp"] == block["timestamp"] == watch.records("connection", src_ip=source)[-1]["timestamp"]
 
 

@@ -42,7 +42,8 @@ def test_the_rule_changes_with_the_next_packet(watch, wire):
     assert wire.knock(source, 1, 2) == [CLOSED] * 2
     assert reload(watch, "scan.ports = 4")["changed"] == ["scan.ports"]
     assert wire.knock(source, 3, 4, 5) == [CLOSED, CLOSED, SILENT]
-    assert reload(watch, "scan.ports = 2\nblock.duration = forever")["changed"] == ["scan.ports", "block.duration"]
+    for_ever = "block.first = forever\nblock.duration = forever"
+    assert reload(watch, f"scan.ports = 2\n{for_ever}")["changed"] == ["scan.ports", "block.first", "block.duration"]
     other = wire.somebody()
     assert wire.knock(other, 1, 2, 3) == [CLOSED, CLOSED, SILENT]
     assert watch.record("block", src_ip=other)["until"] == "forever"

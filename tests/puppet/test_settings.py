@@ -31,6 +31,15 @@ NO_PREFIXES = [
     "1::2::3", "12345::", ":::", "1:2:3:4:5:6:7:8::", "::1:2:3:4:5:6:7:8", "fe80::1%eth0", "name", "192.0.2.1\n", "/24",
 ]
 DURATIONS, NO_DURATIONS = ["1s", "60s", "1h", "2h30m", "24h", "1d"], ["", "60", 60, "1", "s", "0s", "1x", "1.5h", "-1s"]
+PORTS = [[], [1, 65535], ["80", "8000-8100"], [443, "1-65535"]]
+NO_PORTS = [[0], [65536], ["0"], ["http"], ["80-"], ["-80"], ["80\nports = 2"]]
+RULES = [[], ["off"], ["scan:closed"]]
+RULES += [["3:closed:60s"], ["1:closed:1s", "16:closed:7d", "64:all:2h30m"], [f"{n}:all:1m" for n in range(1, 9)]]
+NO_RULES = [
+    ["0:closed:60s"], ["17:closed:60s"], ["65:all:60s"], ["3:open:60s"], ["3:closed"], ["3:closed:60"], ["3:all:0s"],
+    ["3:all:8d"], ["3:all:60s", "3:all:7d1s"], ["3:all:60s\nfirst = 1s"],
+    [f"{n}:all:1m" for n in range(1, 10)],
+]
 SWITCHES = [True, False], ["maybe", 2]
 PATHS, NO_PATHS = ["/run/x.sock", "/srv/packet watch".replace(" ", "-"), "/a/"], ["x", "./x", "/a\nports = 2"]
 
@@ -42,14 +51,24 @@ VALUES = {
     "mode": (["enforce", "observe"], ["Enforce", "off", True]),
     "allow": ([[], PREFIXES, *([each] for each in PREFIXES)], [[each] for each in NO_PREFIXES]),
     "block": ([[], PREFIXES, *([each] for each in PREFIXES)], [[each] for each in NO_PREFIXES]),
+    "open_ports": (PORTS, NO_PORTS),
     "socket": (PATHS, NO_PATHS),
     "state": (PATHS, NO_PATHS),
     "pin": ([*PATHS, ""], NO_PATHS),
     "allow_own": SWITCHES,
     "allow_gateways": SWITCHES,
     "allow_sessions": SWITCHES,
+    "allow_resolvers": SWITCHES,
+    "allow_time_servers": SWITCHES,
+    "allow_puppet_server": SWITCHES,
     "scan_ports": ([2, 3, 64], [1, 65, 0, -1, "x"]),
     "scan_window": (DURATIONS, [*NO_DURATIONS, "24h1s", "25h", "2d", "forever"]),
+    "scan_count": (["all", "closed"], ["open", "3", True]),
+    "block_rules": (RULES, NO_RULES),
+    "block_honeypot_ports": (PORTS, NO_PORTS),
+    "block_first": ([*DURATIONS, "forever", "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "ever"]),
+    "block_forget": ([*DURATIONS, "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "forever"]),
+    "block_storm": ([0, 100, 1_000_000], [-1, 1_000_001, "x"]),
     "block_duration": ([*DURATIONS, "forever", "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "ever"]),
     "xdp_mode": (["auto", "native", "generic"], ["offload"]),
     "log_format": (["auto", "text", "json", "journal"], ["xml"]),
@@ -70,6 +89,8 @@ VALUES = {
 #: Valid each by its form: what is wrong is left to packetwatch check, which is the file's validate_cmd.
 LEFT_TO_CHECK = {
     "allow": [["192.0.2.7/24"], ["2001:db8::1/32"]],
+    "open_ports": [["65536"], ["80-65536"], ["81-80"]],
+    "block_honeypot_ports": [["99999-1"]],
     "metrics_listen": [["off", ":9773"], ["127.0.0.1:9773", ":9773"], "999.0.0.1:9773", "[1::2::3]:9773"],
 }
 CASES = [
@@ -138,8 +159,14 @@ def test_values_that_are_refused_are_refused_by_the_settings_too():
 
 
 def test_lists_stand_instead_of_others_or_add_to_them(catalogs):
-    earlier = "[packetwatch]\ninterface = lo\nallow = 198.51.100.1\n[metrics]\nlisten = 127.0.0.1:1\n"
-    for name, value, count in (("interface", "eth0", 1), ("metrics_listen", ":9773", 1), ("allow", ["192.0.2.1"], 2)):
+    earlier = (
+        "[packetwatch]\ninterface = lo\nallow = 198.51.100.1\nopen_ports = 7\n[metrics]\nlisten = 127.0.0.1:1\n"
+        "[block]\nrules = 9:all:9s\nhoneypot_ports = 7\n"
+    )
+    for name, value, count in (
+        ("interface", "eth0", 1), ("metrics_listen", ":9773", 1), ("block_rules", ["3:closed:60s"], 1),
+        ("allow", ["192.0.2.1"], 2), ("open_ports", [1, 65535], 3), ("block_honeypot_ports", [1, 65535], 3),
+    ):
         both = settings(earlier, catalogs[name, json.dumps(value)][f"File[{SETTINGS}]"]["content"])
         assert len(getattr(both, ROWS[name].field)) == count
 

@@ -50,21 +50,44 @@ STATUS = {
     "sinks": [{"name": "journal", "written": 953, "refused": 1, "last_error": "no buffer space"}],
     "watchdog": {"enabled": True, "interval_s": 5.0}, "keeps": "protection goes on",
     "config": {"ok": True, "loaded_at": "2026-11-23T13:00:00Z", "error": None, "restart_needed": ["ring.size"]},
+    "names": [
+        {"name": "ntp.example.org", "reason": "time server", "file": "/etc/ntp.conf", "addresses": [], "error": "no"},
+        {"name": "puppet", "reason": "Puppet server", "file": "/p", "addresses": ["192.0.2.8"], "error": None},
+    ],
     "log_format": "journal", "metrics": ["127.0.0.1:9773"], "program": "0123abcd", "adopted": True,
+}
+PENDING = {
+    "change": "block add 192.0.2.7", "since": "2026-11-24T14:26:05Z", "until": "2026-11-24T14:28:05Z",
+    "confirm": "packetwatch confirm", "revert": "packetwatch confirm --revert",
 }
 BLOCKS = [
     {"prefix": "192.0.2.7", "reason": "port scan", "until": "2026-11-24T14:28:05Z", "since": "2026-11-24T13:28:05Z",
      "dropped": 1234, "would": False},
     {"prefix": "2001:db8::/32", "reason": "config", "until": "forever", "since": None, "dropped": 0, "would": True},
 ]
+WHY = {
+    "address": "192.0.2.7", "verdict": "blocked", "mode": "enforce", "evidence": "seen", "allowed_by": [],
+    "blocked_by": [{"prefix": "192.0.2.7", "reason": "port scan", "rule": "scan:closed", "dropped": 3,
+                    "since": "2026-11-24T14:26:05Z", "until": "2026-11-24T14:28:05Z", "beats_allow": False}],
+    "ports": [{"port": 81, "state": "closed", "last": "2026-11-24T14:26:05Z"}],
+    "rules": [{"rule": "scan", "reached": 1, "of": 3, "window": "1m"}],
+    "offences": {"count": 2, "last_until": "2026-11-24T14:28:05Z", "next_block": "4m"},
+    "history": [{"timestamp": "2026-11-24T14:26:05.000000Z", "event_type": "block", "src_ip": "192.0.2.7",
+                 "until": "2026-11-24T14:28:05.000000Z", "reason": "port scan", "rule": "scan:closed"}],
+}
 ANSWERS = {
     "status": STATUS,
-    "reload": {"changed": ["scan.ports"], "restart_needed": []},
+    "confirm": {"change": "block add 192.0.2.7", "reverted": False},
+    "reload": {"changed": ["scan.ports"], "restart_needed": [], "pending": PENDING},
     "mode": {"mode": "observe", "configured": "enforce", "forgotten": 0},
     "block.list": BLOCKS,
-    "block.add": {"prefix": "192.0.2.7", "until": "2026-11-24T14:28:05Z", "note": None},
-    "block.remove": {"removed": 1},
-    "allow.list": [{"prefix": "10.0.0.1", "reason": "default gateway"}],
+    "block.add": {"prefix": "192.0.2.7", "until": "2026-11-24T14:28:05Z", "note": None, "pending": PENDING},
+    "block.remove": {"removed": 1, "settled": "block add 192.0.2.7"},
+    "why": WHY,
+    "allow.list": [
+        {"prefix": "10.0.0.1", "reason": "default gateway"},
+        {"prefix": "10.0.0.2", "reason": "time server", "detail": "ntp.example.org, /etc/ntp.conf"},
+    ],
     "allow.add": {"prefix": "10.0.0.0/8"},
     "allow.remove": {"removed": 1},
 }
@@ -143,7 +166,11 @@ def run(capsys):
     [
         (["status"], {"do": "status"}),
         (["reload"], {"do": "reload"}),
+        (["reload", "--confirm", "2m"], {"do": "reload", "confirm_s": 120}),
+        (["confirm"], {"do": "confirm"}),
+        (["confirm", "--revert"], {"do": "confirm", "revert": True}),
         (["mode"], {"do": "mode"}),
+        (["mode", "enforce", "--confirm", "1h"], {"do": "mode", "mode": "enforce", "confirm_s": 3600}),
         (["mode", "observe"], {"do": "mode", "mode": "observe"}),
         (["mode", "enforce", "--keep"], {"do": "mode", "mode": "enforce", "keep": True}),
         (["block", "list"], {"do": "block.list"}),
@@ -161,11 +188,16 @@ def run(capsys):
             ["block", "add", "::ffff:192.0.2.7", "--duration", "forever"],
             {"do": "block.add", "prefix": "192.0.2.7", "duration_s": 0, "reason": "", "force": False},
         ),
+        (
+            ["block", "add", "::1", "--confirm", "1s"],
+            {"do": "block.add", "prefix": "::1", "duration_s": None, "reason": "", "force": False, "confirm_s": 1},
+        ),
         (["block", "remove", "192.0.2.0/24"], {"do": "block.remove", "prefix": "192.0.2.0/24"}),
         (["block", "remove", "--all"], {"do": "block.remove", "all": True}),
         (["allow", "list"], {"do": "allow.list"}),
         (["allow", "add", "::1"], {"do": "allow.add", "prefix": "::1"}),
         (["allow", "remove", "::1"], {"do": "allow.remove", "prefix": "::1"}),
+        (["allow", "remove", "::1", "--confirm", "1m30s"], {"do": "allow.remove", "prefix": "::1", "confirm_s": 90}),
     ],
 )
 @pytest.mark.parametrize("form", ["text", "json"])
@@ -192,6 +224,12 @@ def test_what_a_command_asks_and_prints(resident, run, argv, request_, form):
         (["status", "-o", "xml"], "invalid choice"),
         (["mode", "disable"], "invalid choice"),
         (["mode", "--keep"], "--keep goes with a mode"),
+        (["mode", "--confirm", "2m"], "--confirm goes with enforce"),
+        (["mode", "observe", "--confirm", "2m"], "--confirm goes with enforce"),
+        (["reload", "--confirm", "0s"], "out of range (duration, 1s to 1h)"),
+        (["reload", "--confirm", "61m"], "out of range (duration, 1s to 1h)"),
+        (["reload", "--confirm", "2"], "has no unit (2s?)"),
+        (["allow", "add", "::1", "--confirm", "2m"], "--confirm is not understood"),
         (["block", "add"], "required: PREFIX"),
         (["block", "add", "10.0.0.5/8"], "the prefix is 10.0.0.0/8"),
         (["block", "add", "example.org"], "is not an IPv4 or IPv6 address"),
@@ -294,6 +332,7 @@ Lost         10 (the loss records in the log say where and what helps)
 Records      953 to journal as journal, 1 refused (no buffer space)
 Malformed    4 truncated
 Tables       trackers 10 of 65536, blocks 2 of 65536
+Unresolved   ntp.example.org, a time server: no
 Watchdog     on, every 5 s
 If killed    protection goes on
 Metrics      127.0.0.1:9773
@@ -315,7 +354,19 @@ Settings     in force since 2026-11-23 14:00:00
         ({"would_drop": 12}, "Blocked now  2 (12 connections would have been dropped)"),
         ({"config": {"ok": False, "error": "2 faults"}}, "Settings     FAULTY: 2 faults"),
         ({"watchdog": {"enabled": False, "interval_s": 0}}, "Watchdog     off"),
+        (
+            {"config": {"ok": False, "error": "2 keys", "differs": ["mode"]}},
+            "Settings     NOT THOSE OF THE FILES: 2 keys",
+        ),
+        (
+            {"pending": PENDING},
+            "Unconfirmed  block add 192.0.2.7: rolled back at 2026-11-24 15:28:05 unless confirmed (packetwatch conf",
+        ),
         ({"metrics": []}, "Metrics      off"),
+        (
+            {"names": [{"name": "p", "reason": "Puppet server", "addresses": ["192.0.2.8", "::7"], "error": "silent"}]},
+            "Unresolved   p, a Puppet server: silent; it was 192.0.2.8, ::7",
+        ),
         ({"uptime_s": 0, "adopted": False}, "Up           0s, since 2026-11-23 14:00:00, process 321, version 0.1.0"),
         (
             {"by_interface": [{"interface": name, "family": "ipv6", "syns": 5} for name in ("eth0", "eth1")]},
@@ -345,11 +396,14 @@ def hostile(value):
     return value + "\x1b[31m\r\n\u202e\x7f\x00" if isinstance(value, str) else value
 
 
+PREFIXED = ("block.add", "why", "allow.add", "allow.remove")
+
+
 @pytest.mark.parametrize("operation", sorted(ANSWERS))
 @pytest.mark.parametrize("form", ["text", "json"])
 def test_nothing_hostile_reaches_the_terminal(resident, run, operation, form):
     resident.answers[operation] = hostile(ANSWERS[operation])
-    argv = [*operation.split("."), *(["::1"] if operation in ("block.add", "allow.add", "allow.remove") else [])]
+    argv = [*operation.split("."), *(["::1"] if operation in PREFIXED else [])]
     status, out, err = run(*argv, *(["--all"] if operation == "block.remove" else []), "-o", form)
     assert status == 0
     assert all(character.isprintable() or character == "\n" for character in out + err)
@@ -369,6 +423,10 @@ SOURCE         UNTIL                SINCE                DROPPED  REASON
     assert show.allowed([{"prefix": "10.0.0.1", "reason": "default gateway"}]) == """\
 SOURCE    REASON
 10.0.0.1  default gateway"""
+    assert show.allowed(ANSWERS["allow.list"]) == """\
+SOURCE    REASON
+10.0.0.1  default gateway
+10.0.0.2  time server (ntp.example.org, /etc/ntp.conf)"""
 
 
 @pytest.mark.parametrize("answer", [[], {}, None, 7, "x", [7, None], {"entries": 7}])
@@ -408,6 +466,31 @@ def test_lists_of_nothing(answer):
 )
 def test_what_was_done_is_said(tell, answer, said):
     assert tell(answer) == said
+
+
+@pytest.mark.parametrize(
+    "answer, lines",
+    [
+        ({"removed": 1}, []),
+        ({"pending": None}, ["There is nothing to confirm."]),
+        (
+            {"pending": PENDING},
+            ["block add 192.0.2.7 is rolled back at 2026-11-24 15:28:05 unless you confirm it: packetwatch confirm"],
+        ),
+        ({"settled": "mode enforce"}, ["mode enforce waits for no confirmation any more."]),
+        ([], []),
+        ({"pending": {"until": 7}}, ["None is rolled back at 7 unless you confirm it: packetwatch confirm"]),
+    ],
+)
+def test_what_is_to_be_confirmed_is_said(answer, lines):
+    assert show.waiting(answer, "packetwatch confirm") == lines
+
+
+def test_the_command_to_confirm_with_asks_the_same_monitor(resident, run, monkeypatch, tmp_path):
+    monkeypatch.delenv("PACKETWATCH_SOCKET")
+    out = run("reload", "--confirm", "2m", "--socket", str(tmp_path / "s"))[1]
+    assert out.endswith(f" unless you confirm it: packetwatch confirm --socket {tmp_path}/s\n")
+    assert run("confirm", "--socket", str(tmp_path / "s")) == (0, "Confirmed: block add 192.0.2.7.\n", "")
 
 
 # tail
@@ -821,3 +904,21 @@ def test_completion_knows_the_other_values():
     assert complete("mode", "e") == {"enforce"}
     assert complete("run", "--mode", "observe", "--xdp") == {"--xdp-mode"}
     assert complete("block", "add", "--duration", "f") == {"forever"}
+
+
+def test_why_tells_the_verdict_first_and_then_what_it_rests_on(resident, run):
+    status, out, _ = run("why", "192.0.2.7")
+    assert status == 0 and out.splitlines() == [
+        "192.0.2.7: blocked",
+        "blocked: 192.0.2.7 until 2026-11-24 15:28:05 (port scan, rule scan:closed)",
+        "port 81: closed, last 2026-11-24 15:26:05",
+        "rule scan: 1 of 3 ports within 1m",
+        "blocked by rules 2 times, last until 2026-11-24 15:28:05; the next block lasts 4m",
+        "2026-11-24 15:26:05: Blocked 192.0.2.7 for 2m (port scan)",
+    ]
+
+
+def test_why_of_nobody_says_so(resident, run):
+    resident.answers["why"] = {"address": "192.0.2.9", "verdict": "not blocked", "evidence": "none"}
+    status, out, _ = run("why", "192.0.2.9")
+    assert status == 0 and out == "192.0.2.9: not blocked\nnothing is known of it since the start\n"

@@ -11,6 +11,8 @@ import pytest
 from packetwatch import config
 from packetwatch.address import parse_prefix
 from packetwatch.config import ConfigError, Settings, duration_text, load, size_text
+from packetwatch.detection import Rule
+from packetwatch.kinds import spread
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 SECOND = 1_000_000_000
@@ -47,9 +49,13 @@ def file_fault(text):
 
 def test_the_defaults_are_those_of_the_documentation():
     assert dataclasses.asdict(DEFAULT) == {
-        "interface": ("default-route",), "mode": "enforce", "allow": (), "block": (),
+        "interface": ("default-route",), "mode": "enforce", "allow": (), "block": (), "open_ports": (),
         "allow_own": True, "allow_gateways": True, "allow_sessions": True,
-        "scan_ports": 3, "scan_window_ns": 60 * SECOND, "block_duration_ns": 3600 * SECOND, "xdp_mode": "auto",
+        "allow_resolvers": True, "allow_time_servers": True, "allow_puppet_server": True,
+        "scan_ports": 3, "scan_window_ns": 60 * SECOND, "scan_count": "all", "xdp_mode": "auto",
+        "block_rules": ((0, True, 0), (5, True, 600 * SECOND), (10, True, 86400 * SECOND)),
+        "block_honeypot_ports": (), "block_first_ns": 60 * SECOND, "block_duration_ns": 3600 * SECOND,
+        "block_forget_ns": 86400 * SECOND, "block_storm": 100,
         "log_format": "auto", "log_file": "", "log_connections": "each", "log_anonymize": False,
         "log_fold_rate": 100, "log_fold_burst": 10000, "log_daily_size": 1 << 30,
         "metrics_listen": (("127.0.0.1", 9773),), "table_trackers": 65536, "table_blocks": 65536,
@@ -103,8 +109,16 @@ SOME_VALUES = {
     "interface": ["eth0 enp*", "lo", "default-route, wlan0"],
     "allow": ["", "10.0.0.0/8 2001:db8::/32 ::1", "0.0.0.0/0"],
     "block": ["", "192.0.2.7", "::/0"],
+    "open_ports": ["", "80", "1-65535", "443, 8000-8100 8080"],
     "scan.window": ["1s", "90s", "2h30m", "24h"],
+    "scan.count": ["all", "closed"],
+    "block.rules": ["", "off", "scan:closed", "scan:closed 1:closed:1s",
+                    "1:closed:1s", "16:closed:7d 64:all:90s", "3:closed:60s 3:all:60s"],
+    "block.honeypot_ports": ["", "23 2323", "1-1"],
+    "block.first": ["forever", "1s", "3650d"],
     "block.duration": ["forever", "1s", "1d1h1m1s", "3650d"],
+    "block.forget": ["1s", "36h"],
+    "block.storm": ["0", "1000000"],
     "log.daily_size": ["0", "64K", "1536M", "100000"],
     "ring.size": ["64K", "64M"],
     "metrics.listen": ["off", ":9773", "[::1]:1 127.0.0.1:65535", "10.0.0.1:1,10.0.0.2:1"],
@@ -139,6 +153,15 @@ def test_what_is_dumped_loads_as_the_same():
         ("scan_window", "1h 30m", 5400 * SECOND),
         ("block_duration", "forever", 0),
         ("block_duration", "3650d", 3650 * 86400 * SECOND),
+        ("open_ports", "1 65535", ((1, 1), (65535, 65535))),
+        ("open_ports", "8000-8100, 80 80-80", ((8000, 8100), (80, 80))),
+        ("block_honeypot_ports", "1-65535", ((1, 65535),)),
+        ("block_rules", "1:closed:1s", (Rule(1, True, SECOND),)),
+        ("block_rules", "16:closed:7d,64:all:1m30s", (Rule(16, True, 604800 * SECOND), Rule(64, False, 90 * SECOND))),
+        ("block_rules", "3:closed:1s 3:closed:01s 3:all:1s", (Rule(3, True, SECOND), Rule(3, False, SECOND))),
+        ("block_rules", " ".join(["3:all:60s"] * 9), (Rule(3, False, 60 * SECOND),)),
+        ("block_first", "3650d", 3650 * 86400 * SECOND),
+        ("block_storm", "0", 0),
         ("mode", "observe", "observe"),
         ("log_anonymize", "Yes", True),
         ("log_anonymize", "on", True),
@@ -189,6 +212,38 @@ def test_a_value_is_read(name, text, value):
         ("block.duration", "0", "'0' has no unit", "or forever"),
         ("block.duration", "3651d", "out of range", "or forever"),
         ("block.duration", "99999999999999d", "not a duration", "2h30m"),
+        ("block.first", "0s", "out of range", "1s to 3650d"),
+        ("block.forget", "3651d", "out of range", "1s to 3650d"),
+        ("block.storm", "-1", "not a whole number", "0 to 1000000"),
+        ("block.storm", "1000001", "out of range", "0 to 1000000"),
+        ("scan.count", "open", "'open' is not known", "all, closed"),
+        ("open_ports", "0", "'0' is not a port", "1 to 65535"),
+        ("open_ports", "65536", "not a port", "8000-8100"),
+        ("open_ports", "http", "'http' is not a port", "8000-8100"),
+        ("open_ports", "81-80", "'81-80' is not a port", "8000-8100"),
+        ("open_ports", "80-", "not a port", "8000-8100"),
+        ("open_ports", "-80", "not a port", "8000-8100"),
+        ("open_ports", "1-2-3", "not a port", "8000-8100"),
+        ("open_ports", "80-65536", "not a port", "8000-8100"),
+        ("open_ports", "80/tcp", "not a port", "8000-8100"),
+        ("open_ports", "9" * 4000, "not a port", "8000-8100"),
+        ("block.honeypot_ports", "٢٣", "not a port", "8000-8100"),
+        ("block.rules", "3", "'3' is not a rule", "5:closed:10m"),
+        ("block.rules", "3:closed", "not a rule", "20:all:60s"),
+        ("block.rules", "off 3:closed:60s", "off stands beside a rule", "either off or rules"),
+        ("block.rules", "scan:all", "not a rule", "scan:closed"),
+        ("block.rules", "3:closed:60s:", "not a rule", "20:all:60s"),
+        ("block.rules", "3:open:60s", "not a rule", "20:all:60s"),
+        ("block.rules", "0:all:60s", "too few or too many ports", "1 to 64 all ports"),
+        ("block.rules", "65:all:60s", "too few or too many ports", "1 to 64 all ports"),
+        ("block.rules", "17:closed:60s", "too few or too many ports", "1 to 16 closed ports"),
+        ("block.rules", ":closed:60s", "too few or too many ports", "1 to 16 closed ports"),
+        ("block.rules", "three:closed:60s", "too few or too many ports", "1 to 16 closed ports"),
+        ("block.rules", "3:closed:", "not a duration", "2h30m"),
+        ("block.rules", "3:closed:60", "'60' has no unit", "60s?"),
+        ("block.rules", "3:closed:0s", "out of range", "1s to 7d"),
+        ("block.rules", "3:closed:8d", "out of range", "1s to 7d"),
+        ("block.rules", " ".join(f"{n}:all:60s" for n in range(1, 10)), "9 rules are too many", "at most 8"),
         ("mode", "Enforce", "'Enforce' is not known", "enforce, observe"),
         ("xdp.mode", "skb", "not known", "auto, native, generic"),
         ("allow.own", "maybe", "neither yes nor no", "yes or no"),
@@ -264,6 +319,16 @@ def test_durations_as_text(ns, text):
     assert duration_text(ns) == text
 
 
+def test_ports_and_rules_as_text():
+    written = config.texts(from_flags(open_ports="443,8000-8100 80-80", block_rules="3:closed:60s 20:all:90s"))
+    assert written["open_ports"] == "443 8000-8100 80"
+    assert written["block.rules"] == "3:closed:1m 20:all:1m30s"
+
+
+def test_the_ports_of_ranges():
+    assert list(spread(((443, 443), (8000, 8002)))) == [443, 8000, 8001, 8002]
+
+
 def test_sizes_as_text():
     assert [size_text(n) for n in (0, 1023, 1024, 4 << 20, 1 << 30, 1536 << 20)] == [
         "0", "1023", "1K", "4M", "1G", "1536M"
@@ -317,6 +382,17 @@ def test_allow_and_block_add_up_over_all_places_and_the_other_lists_are_replaced
     assert settings.allow == tuple(map(parse_prefix, ["10.0.0.1", "10.0.0.2", "10.0.0.3"]))
     assert load(files, environ, {}).interface == ("eth1", "eth2")
     assert load(files, {}, {"allow": ["", "10.0.0.3"]}).allow == (parse_prefix("10.0.0.3"),)
+
+
+def test_ports_add_up_over_all_places_and_rules_are_replaced():
+    said = "[packetwatch]\nopen_ports = 80\n[block]\nhoneypot_ports = 23\nrules = 2:all:1s\nrules = 3:all:1s"
+    files = [("p.conf", said)]
+    settings = load(files, {"PACKETWATCH_OPEN_PORTS": "81"}, {"open_ports": ["82-83"], "block.honeypot_ports": ["24"]})
+    assert settings.open_ports == ((80, 80), (81, 81), (82, 83))
+    assert settings.block_honeypot_ports == ((23, 23), (24, 24))
+    assert settings.block_rules == (Rule(2, False, SECOND), Rule(3, False, SECOND))
+    assert load(files, {}, {"block.rules": ["5:closed:1m"]}).block_rules == (Rule(5, True, 60 * SECOND),)
+    assert from_file("[block]\nrules = 2:all:1s\nrules =\n").block_rules == DEFAULT.block_rules
 
 
 @pytest.mark.parametrize(

@@ -113,11 +113,11 @@ def running(loop):
 
 def test_the_operations_are_those_of_the_commands():
     assert set(OPERATIONS) == {
-        "status", "version", "tail", "reload", "mode", "block.list", "block.add", "block.remove",
-        "allow.list", "allow.add", "allow.remove",
+        "status", "version", "tail", "confirm", "reload", "mode", "block.list", "block.add", "block.remove",
+        "why", "allow.list", "allow.add", "allow.remove",
     }
     reading = {name for name in OPERATIONS if not changes({"do": name})}
-    assert reading == {"status", "version", "tail", "mode", "block.list", "allow.list"}
+    assert reading == {"status", "version", "tail", "mode", "block.list", "why", "allow.list"}
     assert changes({"do": "mode", "mode": "observe"})
 
 
@@ -130,6 +130,8 @@ def test_the_operations_are_those_of_the_commands():
         {"do": "block.add", "prefix": "::1", "duration_s": None, "reason": "größer", "force": False},
         {"do": "block.add", "prefix": "::1", "duration_s": 0},
         {"do": "block.remove", "all": True},
+        {"do": "reload", "confirm_s": 120},
+        {"do": "confirm", "revert": True},
     ],
 )
 def test_a_good_request_is_taken_as_it_is(request_):
@@ -368,7 +370,7 @@ def test_a_reader_reads_and_changes_nothing(loop, monkeypatch, operation):
     as_rights(monkeypatch, control.READER)
     fields = {name: "::1" for name in OPERATIONS[operation].needs}
     got = loop.ask(json.dumps({"do": operation, **fields}).encode() + b"\n")
-    refused = operation in ("reload", "block.add", "block.remove", "allow.add", "allow.remove")
+    refused = operation in ("confirm", "reload", "block.add", "block.remove", "allow.add", "allow.remove")
     assert got["ok"] is not refused
     if refused:
         assert got["exit"] == 4 and "user 7001 is not permitted to change" in got["error"] and "adm" in got["hint"]

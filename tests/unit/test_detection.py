@@ -123,7 +123,7 @@ class Naive:
             ports = self.reached(self.closed, rule.ports, rule.window_ns, tick)
             if ports and rule.closed:
                 self.closed = []
-                return found._replace(rule=number) if found else self.finding(ports, False, number)
+                return found._replace(rule=number) if found and found.scan else self.finding(ports, False, number)
         return found
 
     @staticmethod

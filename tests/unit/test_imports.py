@@ -15,19 +15,20 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "packetwatch"
 LAYERS = (
     # pure
     {"__init__", "event", "address", "rules", "detection", "kinds", "settings", "config", "metricnames"}
-    | {"budget", "marks", "summary", "operations", "manual", "sieve", "recorded"},
+    | {"budget", "marks", "summary", "operations", "manual", "servers", "history", "recorded", "sieve"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
-    | {"client", "capture", "sinks", "sinks.records", "sinks.scrapes"},
+    | {"client", "capture", "serverfiles", "sinks", "sinks.records", "sinks.scrapes"},
     # parts, in three floors
-    {"kernel", "interfaces", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
+    {"kernel", "interfaces", "lookup", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
     | {"sinks.writer"},
-    {"lists", "handover", "show", "control", "replayed", "thresholds", "sinks.ledger", "sinks.journal"},
+    {"lists", "pending", "handover", "show", "control", "replayed", "thresholds", "sinks.ledger", "sinks.journal"},
     {"attachments", "sinks.log", "sinks.metrics", "overview"},
     # wholes
     {"loader", "drain"},
     {"reports", "replay"},
     {"resident"},
+    {"changes", "why"},
     {"answers"},
     {"daemon"},
     # the door

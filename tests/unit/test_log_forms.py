@@ -13,7 +13,7 @@ import time
 import pytest
 
 from packetwatch import address
-from packetwatch.event import ALLOWED, IPV6, WOULD_DROP, Batch, Notice
+from packetwatch.event import ALLOWED, CLOSED, IPV6, OPEN, WOULD_DROP, Batch, Notice
 from packetwatch.sinks import records
 from packetwatch.sinks.journal import JournalForm, entry
 from packetwatch.sinks.jsonlines import JsonForm
@@ -33,9 +33,22 @@ NAMES = {1: "eth0", 2: EVIL}
 BY = Notice(BOOT, "scan")  # the start of each notice below
 
 NOTICES = {
-    "scan": BY._replace(in_iface="eth0", source="192.0.2.56", destination="10.0.0.5", ports=(80, 81, 82)),
-    "block": BY._replace(source="192.0.2.56", until_ns=BOOT + 3600 * SECOND, reason="port scan"),
-    "unblock": BY._replace(boot_ns=BOOT + 3600 * SECOND, source="192.0.2.56", reason="expired"),
+    "probe": BY._replace(
+        in_iface="eth0", source="192.0.2.56", src_port=5973, destination="10.0.0.5", dest_port=81, port_state="closed",
+        tcp_flags="FIN,PSH,URG",
+    ),
+    "scan": BY._replace(
+        in_iface="eth0", source="192.0.2.56", destination="10.0.0.5", ports=(80, 81, 82), closed_ports=(81, 82)
+    ),
+    "block": BY._replace(
+        source="192.0.2.56", until_ns=BOOT + 60 * SECOND, reason="slow scan", rule="5:closed:10m",
+        ports=(21, 23, 25, 81, 82),
+    ),
+    "storm": BY._replace(
+        count=1234, since_ns=BOOT - 60 * SECOND,
+        message="more new blocks in a minute than block.storm allows, probably of forged sources",
+    ),
+    "unblock": BY._replace(boot_ns=BOOT + 60 * SECOND, source="192.0.2.56", reason="expired"),
     "drop": BY._replace(source="192.0.2.56", count=1234, since_ns=BOOT - 485 * SECOND, reason="blocked"),
     "summary": BY._replace(
         in_iface="eth0", level="source_port", source="192.0.2.56", dest_port=80, count=1234, since_ns=BOOT - SECOND
@@ -113,7 +126,10 @@ def test_observe_says_would():
     assert "Would block connection: 192.0.2.56:5973" in text(connection(flags=WOULD_DROP))
     would = [notice._replace(mode="observe") for notice in NOTICES.values()]
     read = text(notices=would)
-    for phrase in ("Would block 192.0.2.56 for 1h (port scan)", "Would unblock 192.0.2.56", "Would drop 1234 conn"):
+    for phrase in (
+        "Would block 192.0.2.56 for 1m (slow scan)", "Would unblock 192.0.2.56", "Would drop 1234 conn",
+        "Would drop probe with FIN,PSH,URG from 192.0.2.56 to 10.0.0.5:81", "1234 sources would not be blocked",
+    ):
         assert phrase in read
     assert "Blocked" not in read and "Dropped" not in read
 
@@ -153,6 +169,17 @@ def test_a_loss_carries_advice_also_in_json():
     )
 
 
+def test_a_probe_may_have_no_flags():
+    assert text(notices=[NOTICES["probe"]._replace(tcp_flags="")]).endswith(
+        ": Probe with no flags from 192.0.2.56 to 10.0.0.5:81\n"
+    )
+
+
+def test_a_scan_of_open_ports_has_no_closed_ones():
+    (found,) = objects(notices=[NOTICES["scan"]._replace(closed_ports=())])
+    assert found["ports"] == [80, 81, 82] and "closed_ports" not in found
+
+
 def test_the_json_of_a_connection():
     assert objects(connection()) == [
         {
@@ -173,6 +200,13 @@ def test_the_flags_of_a_connection_in_json():
     assert allowed["allowed"] is True and "mode" not in allowed
     assert would["mode"] == "observe" and "allowed" not in would
     assert gone["in_iface"] == "unknown"
+
+
+@pytest.mark.parametrize("flags, state", [(0, None), (OPEN, "open"), (CLOSED, "closed"), (OPEN | ALLOWED, "open")])
+def test_the_state_of_the_port(flags, state):
+    assert objects(connection(flags=flags))[0].get("port_state") == state
+    fields = dict(journal(lines(JournalForm(), connection(flags=flags))[0]))
+    assert fields.get("PACKETWATCH_PORT_STATE") == state
 
 
 def test_an_interface_renamed_between_batches_is_followed():
@@ -198,7 +232,7 @@ def test_no_time_is_out_of_range(ns):
 def test_until_is_a_time_or_forever():
     block = NOTICES["block"]
     timed, forever = objects(notices=[block, block._replace(until_ns=0)])
-    assert timed["until"] == "2026-11-24T15:28:05.123456Z"
+    assert timed["until"] == "2026-11-24T14:29:05.123456Z"
     assert forever["until"] == "forever"
 
 
@@ -206,7 +240,7 @@ def test_until_is_a_time_or_forever():
 @pytest.mark.parametrize("mode", [None, "observe"])
 def test_journal_and_json_hold_the_same(kind, mode):
     made = {"notices": [NOTICES[kind]._replace(mode=mode)]} if kind != "connection" else {}
-    singles = [] if made else [connection(flags=WOULD_DROP | ALLOWED if mode else 0)]
+    singles = [] if made else [connection(flags=WOULD_DROP | ALLOWED | CLOSED if mode else OPEN)]
     (found,) = objects(*singles, **made)
     pairs = journal(lines(JournalForm(), *singles, **made)[0])
     fields = dict(pairs)
@@ -225,7 +259,7 @@ def test_journal_and_json_hold_the_same(kind, mode):
 
 def test_priorities():
     loud = {name for name, kind in records.KINDS.items() if kind.priority <= 4}
-    assert loud == {"scan", "loss"}
+    assert loud == {"scan", "storm", "loss"}
     assert {name for name, kind in records.KINDS.items() if kind.priority == 5} == {"block", "unblock"}
     assert {kind.priority for kind in records.KINDS.values()} == {4, 5, 6}
 
@@ -233,6 +267,7 @@ def test_priorities():
 @pytest.mark.parametrize("form", [TextForm(), JsonForm(), JournalForm()], ids=lambda form: type(form).__name__)
 def test_no_field_reaches_a_terminal_raw(form):
     evil = BY._replace(in_iface=EVIL, reason=EVIL, message=EVIL, source=EVIL, where=EVIL, level=EVIL, count=1)
+    evil = evil._replace(rule=EVIL, port_state=EVIL, tcp_flags=EVIL)
     written = lines(form, connection(attachment=2), notices=[evil._replace(event_type=kind) for kind in NOTICES])
     assert len(written) == 1 + len(NOTICES)
     for line in written:
@@ -258,7 +293,7 @@ def test_anonymize_cuts_the_source_of_connection_records_only():
     assert six["src_ip"] == "2001:db8:1::"
     sources = {found["event_type"]: found.get("src_ip") for found in told}
     assert sources.pop("summary") == "192.0.2.0"
-    assert {sources[kind] for kind in ("scan", "block", "unblock", "drop")} == {"192.0.2.56"}
+    assert {sources[kind] for kind in ("probe", "scan", "block", "unblock", "drop")} == {"192.0.2.56"}
 
 
 @pytest.mark.parametrize("form", [TextForm, JsonForm, JournalForm])
@@ -339,7 +374,9 @@ def test_the_examples_of_the_documentation_are_what_is_written(kind):
 
 @pytest.mark.parametrize("kind", sorted(NOTICES))
 def test_no_notice_brings_a_field_that_is_not_listed(kind):
-    full = Notice(BOOT, kind, "eth0", "a", "b", 1, (2,), 3, 4, 5, "r", "l", "w", "observe", "m")
+    full = Notice(
+        BOOT, kind, "eth0", "a", "b", 1, (2,), 3, 4, 5, "r", "l", "w", "observe", "m", (2,), "u", 6, "open", "FIN"
+    )
     (found,) = objects(notices=[full])
     assert set(found) == set(records.COMMON + records.KINDS[kind].fields)
 

@@ -19,7 +19,10 @@ from packetwatch.sinks.ledger import Account
 
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ACCOUNT = Account(
-    ZERO._replace(syns=(10, 3), recorded=(7, 3), folded=(1, 0), dropped=(0, 0, 1, 0), lost=(1, 0)),
+    ZERO._replace(
+        syns=(10, 3), recorded=(7, 3), folded=(1, 0), dropped=(0, 0, 1, 0), lost=(1, 0),
+        probes=(4, 2), probes_untold=(1, 0), frozen=9, evicted=5, suspects_evicted=6,
+    ),
     {"ring": (1, 0), "journal": (2, 0)},
 )
 SNAPSHOT = metrics.Snapshot(
@@ -90,6 +93,9 @@ def test_scrape(exporter, host):
     exporter.listen([address])
     text = scrape(address)
     assert 'packetwatch_connections_total{family="ipv4",interface="eth0"} 5.0' in text
+    assert 'packetwatch_probes_total{family="ipv4",interface="eth0"} 4.0' in text
+    assert 'packetwatch_probes_untold_total{family="ipv6",interface="eth0"} 0.0' in text
+    assert 'packetwatch_evictions_total{table="suspects"} 6.0' in text and "packetwatch_blocks_frozen_total 9.0" in text
     assert "process_resident_memory_bytes" in text and "conn_count_total 13.0" in text
     assert scrape(address, "/") == text or "packetwatch_mode" in scrape(address, "/")
     with pytest.raises(urllib.error.HTTPError, match="404"):

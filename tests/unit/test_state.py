@@ -73,6 +73,21 @@ def test_the_last_good_settings_come_back_or_nothing(tmp_path):
         assert directory.load_inputs() is None
 
 
+def test_the_addresses_of_servers_come_back_or_nothing(tmp_path):
+    directory = state.Directory(str(tmp_path))
+    assert directory.load_servers() is None
+    directory.save_servers({"answers": {"a": ["192.0.2.1"]}})
+    assert directory.load_servers() == {"answers": {"a": ["192.0.2.1"]}}
+    assert directory.load() == (state.Saved(), None) and directory.load_inputs() is None
+    file = tmp_path / "servers.json"
+    for broken in (b"[]", b"{", b"\xff", b"[" * 100_000):
+        file.write_bytes(broken)
+        assert directory.load_servers() is None
+    file.unlink()
+    file.mkdir()
+    assert directory.load_servers() is None
+
+
 def test_a_directory_that_cannot_be(tmp_path):
     (tmp_path / "file").write_text("")
     with pytest.raises(state.StateError, match="Not a directory") as caught:

@@ -5,16 +5,26 @@ class packetwatch::config {
   if $packetwatch::scan_window {
     packetwatch::within('scan_window', $packetwatch::scan_window, '1s', '24h')
   }
+  $packetwatch::block_rules.then |$rules| {
+    $rules.each |$rule| { packetwatch::within('block_rules', $rule.split(':')[2], '1s', '7d') }
+  }
+  if $packetwatch::block_first and $packetwatch::block_first != 'forever' {
+    packetwatch::within('block_first', $packetwatch::block_first, '1s', '3650d')
+  }
   if $packetwatch::block_duration and $packetwatch::block_duration != 'forever' {
     packetwatch::within('block_duration', $packetwatch::block_duration, '1s', '3650d')
+  }
+  if $packetwatch::block_forget {
+    packetwatch::within('block_forget', $packetwatch::block_forget, '1s', '3650d')
   }
   if $packetwatch::log_daily_size and packetwatch::amount($packetwatch::log_daily_size) != 0 {
     packetwatch::within('log_daily_size', $packetwatch::log_daily_size, '64K', '1024T')
   }
 
   # Of these lists the values add up over files. What is said here stands instead of what is said before,
-  # and an empty value takes that back; allow and block add to the entries of others.
+  # and an empty value takes that back; allow, block and the lists of ports add to the entries of others.
   $interface = $packetwatch::interface.then |$names| { [''] + [$names].flatten }
+  $block_rules = $packetwatch::block_rules.then |$rules| { [''] + $rules }
   $metrics_listen = $packetwatch::metrics_listen.then |$addresses| { [''] + [$addresses].flatten }
 
   file { '/etc/packetwatch':
@@ -50,25 +60,35 @@ class packetwatch::config {
     content      => epp('packetwatch/settings.conf.epp', {
         'sections' => {
           'packetwatch' => {
-            'interface' => $interface,
-            'mode'      => $packetwatch::mode,
-            'allow'     => $packetwatch::allow,
-            'block'     => $packetwatch::block,
-            'socket'    => $packetwatch::socket,
-            'state'     => $packetwatch::state,
-            'pin'       => $packetwatch::pin,
+            'interface'  => $interface,
+            'mode'       => $packetwatch::mode,
+            'allow'      => $packetwatch::allow,
+            'block'      => $packetwatch::block,
+            'open_ports' => $packetwatch::open_ports,
+            'socket'     => $packetwatch::socket,
+            'state'      => $packetwatch::state,
+            'pin'        => $packetwatch::pin,
           },
           'allow'       => {
-            'own'      => $packetwatch::allow_own,
-            'gateways' => $packetwatch::allow_gateways,
-            'sessions' => $packetwatch::allow_sessions,
+            'own'           => $packetwatch::allow_own,
+            'gateways'      => $packetwatch::allow_gateways,
+            'sessions'      => $packetwatch::allow_sessions,
+            'resolvers'     => $packetwatch::allow_resolvers,
+            'time_servers'  => $packetwatch::allow_time_servers,
+            'puppet_server' => $packetwatch::allow_puppet_server,
           },
           'scan'        => {
             'ports'  => $packetwatch::scan_ports,
             'window' => $packetwatch::scan_window,
+            'count'  => $packetwatch::scan_count,
           },
           'block'       => {
-            'duration' => $packetwatch::block_duration,
+            'rules'          => $block_rules,
+            'honeypot_ports' => $packetwatch::block_honeypot_ports,
+            'first'          => $packetwatch::block_first,
+            'duration'       => $packetwatch::block_duration,
+            'forget'         => $packetwatch::block_forget,
+            'storm'          => $packetwatch::block_storm,
           },
           'xdp'         => {
             'mode' => $packetwatch::xdp_mode,

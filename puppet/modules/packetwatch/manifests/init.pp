@@ -57,6 +57,9 @@
 #   Sources that are recorded and never judged or blocked; merged over all levels of Hiera.
 # @param block
 #   Sources that are always blocked, unless allowed as well; merged over all levels of Hiera.
+# @param open_ports
+#   Ports that are open though no socket of the host listens, as behind DNAT or IPVS; merged over all levels of
+#   Hiera.
 # @param socket
 #   Unix socket for the commands. A change restarts the service.
 # @param state
@@ -70,12 +73,32 @@
 #   Never block the default gateways.
 # @param allow_sessions
 #   Never block the remote hosts of logged-in sessions.
+# @param allow_resolvers
+#   Never block the name servers of this host.
+# @param allow_time_servers
+#   Never block the time servers that systemd-timesyncd, chrony or ntpd are set to use.
+# @param allow_puppet_server
+#   Never block the Puppet server that puppet.conf names.
 # @param scan_ports
 #   So many distinct ports within the window make a scan.
 # @param scan_window
 #   Time within which the ports of a scan are reached, 1s to 24h.
+# @param scan_count
+#   Which ports count for a scan, and for rules over all ports: every one, or closed ones alone.
+# @param block_rules
+#   Who reaches so many distinct ports within the window (1s to 7d) is blocked by that rule, for longer each time.
+#   They stand instead of those that other files name.
+# @param block_honeypot_ports
+#   Ports that nobody has a reason to reach: who does is blocked at once; merged over all levels of Hiera.
+# @param block_first
+#   How long a source is blocked the first time, 1s to 3650d or forever; each time after that doubles it, up to
+#   `block_duration`.
 # @param block_duration
-#   How long a source stays blocked after a scan, 1s to 3650d.
+#   How long a source is blocked at most, 1s to 3650d.
+# @param block_forget
+#   After so long without a block a source counts as new again, 1s to 3650d.
+# @param block_storm
+#   New blocks in a minute above which no more are made until it is over; 0 is no limit.
 # @param xdp_mode
 #   Where the program sits: in the driver, behind it, or what works.
 # @param log_format
@@ -123,15 +146,25 @@ class packetwatch (
   Optional[Enum['enforce', 'observe']] $mode = undef,
   Optional[Array[Packetwatch::Prefix]] $allow = undef,
   Optional[Array[Packetwatch::Prefix]] $block = undef,
+  Optional[Array[Packetwatch::Port]] $open_ports = undef,
   Optional[Packetwatch::Path] $socket = undef,
   Optional[Packetwatch::Path] $state = undef,
   Optional[Variant[Packetwatch::Path, Enum['']]] $pin = undef,
   Optional[Boolean] $allow_own = undef,
   Optional[Boolean] $allow_gateways = undef,
   Optional[Boolean] $allow_sessions = undef,
+  Optional[Boolean] $allow_resolvers = undef,
+  Optional[Boolean] $allow_time_servers = undef,
+  Optional[Boolean] $allow_puppet_server = undef,
   Optional[Integer[2, 64]] $scan_ports = undef,
   Optional[Packetwatch::Duration] $scan_window = undef,
+  Optional[Enum['all', 'closed']] $scan_count = undef,
+  Optional[Array[Packetwatch::Rule, 0, 8]] $block_rules = undef,
+  Optional[Array[Packetwatch::Port]] $block_honeypot_ports = undef,
+  Optional[Variant[Packetwatch::Duration, Enum['forever']]] $block_first = undef,
   Optional[Variant[Packetwatch::Duration, Enum['forever']]] $block_duration = undef,
+  Optional[Packetwatch::Duration] $block_forget = undef,
+  Optional[Integer[0, 1000000]] $block_storm = undef,
   Optional[Enum['auto', 'native', 'generic']] $xdp_mode = undef,
   Optional[Enum['auto', 'text', 'json', 'journal']] $log_format = undef,
   Optional[Variant[Packetwatch::Path, Enum['']]] $log_file = undef,

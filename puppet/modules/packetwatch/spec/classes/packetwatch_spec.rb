@@ -170,7 +170,8 @@ describe 'packetwatch' do
     let(:params) do
       {
         interface: ['eth0', 'enp*'], mode: 'observe', allow: ['192.0.2.1', '2001:db8::/32'], block: [], allow_own: false, scan_ports: 5,
-        metrics_listen: ':9773', log_file: '', block_duration: 'forever'
+        metrics_listen: ':9773', log_file: '', block_duration: 'forever', open_ports: [8443, '30000-32767'], scan_count: 'closed',
+        block_rules: ['5:closed:10m', '20:all:60s'], block_honeypot_ports: [23], block_first: '2m', block_forget: '7d', block_storm: 0
       }
     end
 
@@ -184,15 +185,25 @@ describe 'packetwatch' do
         mode = observe
         allow = 192.0.2.1
         allow = 2001:db8::/32
+        open_ports = 8443
+        open_ports = 30000-32767
 
         [allow]
         own = no
 
         [scan]
         ports = 5
+        count = closed
 
         [block]
+        rules =
+        rules = 5:closed:10m
+        rules = 20:all:60s
+        honeypot_ports = 23
+        first = 2m
         duration = forever
+        forget = 7d
+        storm = 0
 
         [log]
         file =
@@ -207,7 +218,7 @@ describe 'packetwatch' do
   context 'with several levels of Hiera' do
     let(:hiera_config) { File.expand_path('../hiera/hiera.yaml', __dir__) }
 
-    it 'adds allow and block lists up' do
+    it 'adds up the lists of addresses and ports' do
       is_expected.to contain_file(SETTINGS).with_content(<<~TEXT)
         #{HEADER}
         [packetwatch]
@@ -216,6 +227,12 @@ describe 'packetwatch' do
         allow = 192.0.2.10
         block = 198.51.100.0/24
         block = 203.0.113.7
+        open_ports = 8443
+        open_ports = 30000-32767
+
+        [block]
+        honeypot_ports = 23
+        honeypot_ports = 2323
       TEXT
     end
   end
@@ -224,6 +241,12 @@ describe 'packetwatch' do
     { scan_window: '25h' } => /packetwatch::scan_window: 25h is out of range, 1s to 24h/,
     { scan_window: '0s' } => /packetwatch::scan_window: 0s is out of range/,
     { block_duration: '3651d' } => /packetwatch::block_duration: 3651d is out of range, 1s to 3650d/,
+    { block_first: '0s' } => /packetwatch::block_first: 0s is out of range, 1s to 3650d/,
+    { block_forget: '3651d' } => /packetwatch::block_forget: 3651d is out of range, 1s to 3650d/,
+    { block_rules: ['3:closed:60s', '5:all:8d'] } => /packetwatch::block_rules: 8d is out of range, 1s to 7d/,
+    { block_rules: ['17:closed:60s'] } => /block_rules/,
+    { block_rules: ["3:closed:60s\nfirst = 1s"] } => /block_rules/,
+    { open_ports: ['80 443'] } => /open_ports/,
     { log_daily_size: '1K' } => /packetwatch::log_daily_size: 1K is out of range, 64K to 1024T/,
     { manage_repo: true } => /manage_repo needs packetwatch::repo_url and packetwatch::repo_key/,
     { mode: "observe\n[scan]" } => /mode/,

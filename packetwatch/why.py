@@ -1,0 +1,114 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What is known of one source, and why it is, was or was not blocked: the answer to `packetwatch why`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, Optional
+
+from packetwatch import address, clock, detection, rules, thresholds
+from packetwatch.address import BITS, Prefix
+from packetwatch.kernel import Reached, Track
+from packetwatch.kinds import duration_text, rule_text
+from packetwatch.resident import Resident
+from packetwatch.sinks.records import fields
+
+
+def why(resident: Resident, source: bytes) -> dict[str, Any]:
+    """Times are wall time; `evidence` is seen, or none where nothing is known."""
+    offset = clock.wall_offset_ns()
+    track = resident.kernel.track(source)
+    history = [fields(notice, offset) for notice in resident.drain.history.of(address.text(source))]
+    allowed, blocks = _allowed(resident, source), list(_blocks(resident, source, offset))
+    offences = _offences(resident, source, offset)
+    known = bool(track.ports or track.met or history or blocks or offences)
+    return {
+        "address": address.text(source),
+        "verdict": _verdict(resident, allowed, blocks),
+        "mode": resident.mode,
+        "evidence": "seen" if known else "none",
+        "allowed_by": allowed,
+        "blocked_by": blocks,
+        "ports": [_port(each, offset) for each in _merged(track)],
+        "rules": list(_progress(resident, track)),
+        "offences": offences,
+        "history": history,
+    }
+
+
+def _verdict(resident: Resident, allowed: list[dict[str, str]], blocks: list[dict[str, Any]]) -> str:
+    beaten = allowed and not any(block["beats_allow"] for block in blocks)
+    if beaten:
+        return "allowed"
+    if not blocks:
+        return "allowed" if allowed else "not blocked"
+    return "would be blocked" if resident.mode == "observe" else "blocked"
+
+
+def _allowed(resident: Resident, source: bytes) -> list[dict[str, str]]:
+    found = rules.covering(resident.lists.allow_entries(), Prefix(source, BITS))
+    return [{"prefix": address.prefix_text(entry.prefix), "reason": entry.reason} for entry in found]
+
+
+def _blocks(resident: Resident, source: bytes, offset: int) -> Iterator[dict[str, Any]]:
+    now = clock.boot_ns()
+    block = resident.kernel.blocks.get(source)
+    if block is not None and block.in_force(now):
+        last = resident.drain.history.block(address.text(source))
+        yield {
+            "prefix": address.text(source),
+            "reason": last.reason if last else "port scan",
+            "rule": last.rule if last else None,
+            "since": clock.rfc3339(block.since_ns + offset),
+            "until": clock.rfc3339(block.until_ns + offset) if block.until_ns else "forever",
+            "dropped": block.dropped,
+            "beats_allow": False,
+        }
+    for entry in rules.covering(resident.lists.block_entries(), Prefix(source, BITS)):
+        yield {
+            "prefix": address.prefix_text(entry.prefix),
+            "reason": entry.reason,
+            "until": clock.rfc3339(entry.until_ns + offset) if entry.until_ns else "forever",
+            "dropped": resident.kernel.sources.dropped(entry.prefix),
+            "beats_allow": entry.forced,
+        }
+
+
+def _merged(track: Track) -> list[Reached]:
+    """Each port once, as it was last reached, the latest first."""
+    last: dict[int, Reached] = {}
+    for each in sorted([*track.ports, *track.met], key=lambda each: each.boot_ns):
+        last.pop(each.port, None)
+        last[each.port] = each
+    return list(last.values())[::-1]
+
+
+def _port(each: Reached, offset: int) -> dict[str, Any]:
+    state = "closed" if each.closed else "open"
+    return {"port": each.port, "state": state, "last": clock.rfc3339(each.boot_ns + offset)}
+
+
+def _progress(resident: Resident, track: Track) -> Iterator[dict[str, Any]]:
+    """How far each rule is, the scan's first. What has led to a block already counts no more."""
+    s, now = resident.settings, clock.boot_ns()
+    fresh = [each for each in track.ports if each.boot_ns > track.scan_ns]
+    yield _row("scan", fresh, s.scan_ports, s.scan_window_ns, now)
+    for rule in s.block_rules:
+        ports, _, window_ns = rule.beside(s.scan_ports, s.scan_window_ns)
+        yield _row(rule_text(rule), track.met if rule.closed else track.ports, ports, window_ns, now)
+
+
+def _row(name: str, reached: Sequence[Reached], of: int, window_ns: int, now: int) -> dict[str, Any]:
+    inside = sum(now - each.boot_ns < window_ns for each in reached)
+    return {"rule": name, "reached": inside, "of": of, "window": duration_text(window_ns)}
+
+
+def _offences(resident: Resident, source: bytes, offset: int) -> Optional[dict[str, Any]]:
+    """Blocks by a rule, while they count for the length of the next one."""
+    s, now = resident.settings, clock.boot_ns()
+    offender = resident.kernel.offender(source)
+    if offender is None or (offender.until_ns and now - offender.until_ns >= s.block_forget_ns):
+        return None
+    next_ns = detection.block_length(s.block_duration_ns, thresholds.first_block_ns(s), offender.blocks)
+    end = clock.rfc3339(offender.until_ns + offset) if offender.until_ns else "forever"
+    return {"count": offender.blocks, "last_until": end, "next_block": duration_text(next_ns)}

@@ -1,0 +1,113 @@
+# SPDX-License-Identifier: Apache-2.0
+"""What a block rests on: open and closed ports, rules, honeypots, repeated offences, probes, and storms of blocks."""
+
+from __future__ import annotations
+
+import datetime
+
+import pytest
+
+from .traffic import CLOSED, HOST4, OPEN, SILENT
+
+QUIET = "interface = v0\nlog.format = json\nmetrics.listen = off\n"
+
+
+@pytest.fixture
+def watched(resident, wire):
+    """Starts one with settings of its own."""
+    return lambda settings="": resident(wire.host, QUIET + settings)
+
+
+@pytest.fixture(params=["IPv4", "IPv6"])
+def source(request, wire):
+    return wire.somebody(ipv6=request.param == "IPv6")
+
+
+@pytest.fixture
+def services(wire):
+    """ssh, http and https."""
+    with wire.listen(22), wire.listen(80), wire.listen(443):
+        yield 22, 80, 443
+
+
+def length_s(block):
+    """How long a block lasts."""
+    begin, end = (datetime.datetime.fromisoformat(block[name][:26]) for name in ("timestamp", "until"))
+    return round((end - begin).total_seconds())
+
+
+def test_an_administrator_is_blocked_for_a_minute_at_most_however_often(watched, wire, services):
+    watch, source = watched("block.first = 1s\nblock.duration = 1h"), wire.somebody()
+    for _ in range(2):
+        assert wire.knock(source, *services) == [OPEN] * 3
+        scan, block = watch.record("scan", src_ip=source), watch.record("block", src_ip=source)
+        assert "closed_ports" not in scan and "rule" not in block and length_s(block) == 1
+        watch.record("unblock", src_ip=source)
+        watch.lines.clear()
+    assert watch.running
+
+
+def test_closed_ports_are_an_offence_that_doubles_the_next_block(watched, wire, source):
+    watch = watched("block.first = 1s\nblock.duration = 3s")
+    for seconds in (1, 2, 3, 3):
+        assert wire.knock(source, 1, 2, 3, 4) == [CLOSED] * 3 + [SILENT]
+        scan, block = watch.record("scan", src_ip=source), watch.record("block", src_ip=source)
+        assert scan["closed_ports"] == scan["ports"] == [1, 2, 3]
+        assert (block["rule"], length_s(block)) == ("scan:closed", seconds)
+        watch.record("unblock", src_ip=source)
+        watch.lines.clear()
+
+
+def test_a_rule_blocks_without_a_scan_and_names_its_ports(watched, wire):
+    watch, source = watched("scan.ports = 9\nblock.rules = 2:closed:1h 4:all:10s"), wire.somebody()
+    with wire.listen(22), wire.listen(80):
+        assert wire.knock(source, 5, 22, 80, 6, 7) == [CLOSED, OPEN, OPEN, CLOSED, SILENT]
+    block = watch.record("block", src_ip=source)
+    assert (block["rule"], block["ports"], block["reason"]) == ("2:closed:1h", [5, 6], "slow scan")
+    other = wire.somebody()
+    with wire.listen(22), wire.listen(80), wire.listen(443):
+        assert wire.knock(other, 5, 22, 80, 443, 443) == [CLOSED, OPEN, OPEN, OPEN, SILENT]
+    assert watch.record("block", src_ip=other)["rule"] == "4:all:10s"
+    assert not watch.records("scan")
+
+
+def test_a_honeypot_port_blocks_at_once(watched, wire):
+    watch, source = watched("block.honeypot_ports = 23 2000-2100"), wire.somebody()
+    assert wire.knock(source, 2050, 80) == [CLOSED, SILENT]
+    block = watch.record("block", src_ip=source)
+    assert (block["rule"], block["reason"], block["ports"]) == ("honeypot", "honeypot", [2050])
+
+
+def test_where_closed_ports_alone_count_open_ones_are_no_scan(watched, wire, services):
+    watch, source = watched("scan.count = closed"), wire.somebody()
+    assert wire.knock(source, *services, *services) == [OPEN] * 6
+    assert wire.knock(source, 5, 6, 7, 22) == [CLOSED] * 3 + [SILENT]
+    assert watch.record("scan", src_ip=source)["ports"] == [5, 6, 7]
+
+
+def test_ports_that_others_serve_are_said_to_be_open(watched, wire):
+    watch, source = watched("open_ports = 5-7"), wire.somebody()
+    wire.knock(source, 5, 6, 7)
+    assert "rule" not in watch.record("block", src_ip=source)
+    watch.write(QUIET + "open_ports = 5-6")
+    watch.done("reload")
+    source = wire.somebody()
+    wire.knock(source, 5, 6, 7)
+    assert watch.record("scan", src_ip=source)["closed_ports"] == [7]
+
+
+def test_a_storm_of_blocks_is_told_and_stopped(watched, wire):
+    watch = watched("block.storm = 3")
+    sources = [wire.somebody() for _ in range(5)]
+    for source in sources:
+        wire.knock(source, 5, 6, 7)
+    storm = watch.record("storm")
+    assert "block.storm" in storm["message"]
+    assert {row["prefix"] for row in watch.answer("block", "list")} == set(sources[:3])
+    assert watch.record("scan", src_ip=sources[4]) and wire.knock(sources[4], 8) == [CLOSED]
+
+
+def test_probes_are_no_term_of_the_ledger(watched, wire):
+    watch = watched()
+    wire.nmap("-sN", "-e", "v1", "-S", wire.somebody(), "-p", "1000-1001", HOST4)
+    assert watch.record("probe") and watch.ledger()["syns"] == 0

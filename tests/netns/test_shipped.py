@@ -1,0 +1,118 @@
+# SPDX-License-Identifier: Apache-2.0
+"""The settings as shipped against scans of each kind, and against those who only use what a host serves."""
+
+from __future__ import annotations
+
+import contextlib
+import socket
+from typing import NamedTuple
+
+import pytest
+
+from .resident import wait_for
+from .test_evidence import length_s
+from .traffic import CLOSED, HOST4, OPEN, listen
+
+SETTINGS = "interface = v0\nlog.format = json\nmetrics.listen = off\n"
+
+
+@pytest.fixture(scope="module")
+def watch(shared, wire):
+    return shared(wire.host, SETTINGS)
+
+
+@pytest.fixture(params=["IPv4", "IPv6"])
+def source(request, wire):
+    return wire.somebody(ipv6=request.param == "IPv6")
+
+
+@pytest.fixture
+def services(wire):
+    """ssh, http and https."""
+    with wire.listen(22), wire.listen(80), wire.listen(443):
+        yield 22, 80, 443
+
+
+def test_a_record_says_whether_the_port_is_open(watch, wire, source):
+    with wire.listen(80, ipv6=":" in source):
+        wire.knock(source, 80, 9)
+    states = {each["dest_port"]: each["port_state"] for each in (
+        watch.record("connection", src_ip=source, dest_port=port) for port in (80, 9)
+    )}
+    assert states == {80: "open", 9: "closed"}
+
+
+def test_a_listener_on_all_addresses_of_both_families_is_open_and_one_on_another_address_is_not(watch, wire):
+    source = wire.somebody()
+    with listen(wire.host, "127.0.0.1", 81), everywhere(wire.host, 82):
+        wire.knock(source, 81, 82)
+    found = {port: watch.record("connection", src_ip=source, dest_port=port)["port_state"] for port in (81, 82)}
+    assert found == {81: "closed", 82: "open"}
+
+
+def everywhere(ns, port):
+    with ns.enter():
+        return socket.create_server(("::", port), family=socket.AF_INET6, dualstack_ipv6=True)
+
+
+class Scene(NamedTuple):
+    """Somebody who uses what the host serves."""
+
+    served: tuple[int, ...]
+    used: tuple[int, ...]  #: in this order
+    scan: bool = True  #: whether it matches the rule of a scan
+
+
+SCENES = {
+    "administrator with ssh, http and https": Scene((22, 80, 443), (22, 80, 443)),
+    "Prometheus after a restart, three exporters": Scene((9100, 9104, 9187), (9100, 9104, 9187)),
+    "NFSv3 mount": Scene((111, 20048, 2049), (111, 20048, 2049)),
+    "FTP, passive": Scene((21, 50001, 50002, 50003), (21, 50001, 50002, 50003)),
+    "FTP, active": Scene((21,), (21,) * 4, scan=False),
+    "client of a domain controller": Scene((88, 135, 389, 445, 3268), (389, 88, 445, 135, 3268)),
+    "gateway with 50 clients behind it": Scene((80, 443), (80, 443) * 25, scan=False),
+    "uptime monitor, one service down": Scene((22, 80, 443), (22, 25, 80, 443)),
+}
+
+
+@pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES)
+def test_who_uses_what_is_served_is_blocked_for_a_minute_at_most(watch, wire, scene):
+    source = wire.somebody()
+    with contextlib.ExitStack() as stack:
+        for port in scene.served:
+            stack.enter_context(wire.listen(port))
+        found = wire.knock(source, *scene.used)
+    assert found[:3] == [OPEN if port in scene.served else CLOSED for port in scene.used[:3]]
+    if scene.scan:
+        assert watch.record("scan", src_ip=source)
+        block = watch.record("block", src_ip=source)
+        assert length_s(block) <= 60 and "rule" not in block
+    else:
+        wait_for(lambda: len(watch.records("connection", src_ip=source)) == len(scene.used), "all records")
+        assert found == [OPEN] * len(scene.used) and not watch.records("scan", src_ip=source)
+
+
+@pytest.mark.parametrize("kind, flags", [("-sF", "FIN"), ("-sN", ""), ("-sX", "FIN,PSH,URG")])
+def test_nmap_without_syn_is_a_scan_that_learns_nothing(watch, wire, services, kind, flags):
+    source = wire.somebody()
+    printed = wire.nmap(kind, "-e", "v1", "-S", source, "-p", "22,80,443,1000-1010", HOST4)
+    assert "open " not in printed and "closed" not in printed and printed.count("open|filtered") == 14, printed
+    assert watch.record("scan", src_ip=source) and watch.record("block", src_ip=source)
+    probes = watch.records("probe", src_ip=source)
+    assert {probe["tcp_flags"] for probe in probes} == {flags} and len(probes) >= 14
+    assert {probe["port_state"] for probe in probes if probe["dest_port"] == 22} == {"open"}
+    assert {probe["port_state"] for probe in probes if probe["dest_port"] == 1000} == {"closed"}
+
+
+def test_nmaps_fragments_are_probes(watch, wire):
+    source = wire.somebody()
+    wire.nmap("-sS", "-f", "-e", "v1", "-S", source, "-p", "1000-1010", HOST4)
+    assert watch.record("scan", src_ip=source)
+    assert {probe["tcp_flags"] for probe in watch.records("probe", src_ip=source)} == {""}
+
+
+def test_an_ack_scan_is_no_scan(watch, wire):
+    source = wire.somebody()
+    wire.nmap("-sA", "-e", "v1", "-S", source, "-p", "1000-1010", HOST4)
+    assert wire.knock(source, 9) == [CLOSED]
+    assert not watch.records("scan", src_ip=source) and not watch.records("probe", src_ip=source)
