@@ -264,6 +264,7 @@ def test_a_block_whose_old_end_has_passed_meanwhile_is_gone(watch, wire):
     watch.done("block", "add", source, "--duration", "forever", "--confirm", "3s")
     is_over(watch)
     assert wire.knock(source, 80) == [OPEN]
+    watch.record("unblock", src_ip=source)
     assert [r["reason"] for r in watch.records("unblock", src_ip=source)] == ["not confirmed"]
 
 
@@ -271,6 +272,7 @@ def test_a_block_that_ended_by_itself_is_recorded_once(watch, wire):
     source = wire.somebody()
     watch.done("block", "add", source, "--duration", "1s", "--confirm", "3s")
     is_over(watch)
+    watch.record("unblock", src_ip=source)
     assert [r["reason"] for r in watch.records("unblock", src_ip=source)] == ["expired"]
 
 
