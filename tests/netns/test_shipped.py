@@ -5,14 +5,16 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
 from .resident import wait_for
 from .test_evidence import length_s
-from .traffic import CLOSED, HOST4, OPEN, listen
+from .traffic import CLOSED, HOST4, HOST6, OPEN, OUT4, listen
 
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs/detection.md"
 SETTINGS = "interface = v0\nlog.format = json\nmetrics.listen = off\n"
 
 
@@ -75,8 +77,22 @@ SCENES = {
 }
 
 
+def told(watch, name, source):
+    """The row of the document's tables that says what became of a source."""
+    scan, block = (next(iter(watch.records(kind, src_ip=source)), None) for kind in ("scan", "block"))
+    if scan is None:
+        return f"| {name} | no | no | | |"
+    kinds = [record for kind in ("connection", "probe") for record in watch.records(kind, src_ip=source)]
+    packets = sum(record["timestamp"] <= scan["timestamp"] for record in kinds)
+    return f"| {name} | yes | {length_s(block)} s | {packets} | {block.get('rule', '')} |".replace("  |", " |")
+
+
+def is_documented(row):
+    assert row in DOCUMENT.read_text().splitlines(), f"docs/detection.md lacks this row: {row}"
+
+
 @pytest.mark.parametrize("scene", SCENES.values(), ids=SCENES)
-def test_who_uses_what_is_served_is_blocked_for_a_minute_at_most(watch, wire, scene):
+def test_who_uses_what_is_served_is_blocked_for_a_minute_at_most(request, watch, wire, scene):
     source = wire.somebody()
     with contextlib.ExitStack() as stack:
         for port in scene.served:
@@ -90,6 +106,38 @@ def test_who_uses_what_is_served_is_blocked_for_a_minute_at_most(watch, wire, sc
     else:
         wait_for(lambda: len(watch.records("connection", src_ip=source)) == len(scene.used), "all records")
         assert found == [OPEN] * len(scene.used) and not watch.records("scan", src_ip=source)
+    is_documented(told(watch, request.node.callspec.id, source))
+
+
+#: Words of nmap, and whether it is a scan here. All are of eleven closed ports, in order.
+NMAP = {
+    "-sS": True, "-sT": True, "-sF": True, "-sN": True, "-sX": True, "-sA": False, "-sW": False,
+    "-sS -f": True, "-sS -D 198.51.100.250,ME": True, "-sS -g 53": True, "-sS -T3": True, "-sS -T4": True,
+    "-sS -T5": True,
+}
+
+
+@pytest.mark.parametrize("words", NMAP)
+def test_nmaps_scans(watch, wire, words):
+    source = wire.somebody()
+    wire.outside.ip(f"route change 192.0.2.0/24 dev v1 src {source}")  # whom a connect scan comes from
+    try:
+        wire.nmap(*words.split(), "-r", "-p", "1000-1010", HOST4)
+    finally:
+        wire.outside.ip(f"route change 192.0.2.0/24 dev v1 src {OUT4}")
+    if NMAP[words]:
+        watch.record("block", src_ip=source)
+    else:
+        assert wire.knock(source, 9) == [CLOSED]
+        watch.record("connection", src_ip=source, dest_port=9)
+    is_documented(told(watch, f"nmap {words}", source))
+
+
+def test_nmap_over_ipv6(watch, wire):
+    source = wire.somebody(ipv6=True)
+    wire.nmap("-6", "-sS", "-e", "v1", "-S", source, "-r", "-p", "1000-1010", HOST6)
+    watch.record("block", src_ip=source)
+    is_documented(told(watch, "nmap -6 -sS", source))
 
 
 @pytest.mark.parametrize("kind, flags", [("-sF", "FIN"), ("-sN", ""), ("-sX", "FIN,PSH,URG")])
