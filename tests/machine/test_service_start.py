@@ -65,6 +65,7 @@ def test_records_are_structured_in_the_journal(service):
         "PACKETWATCH_DEST_IP": ADDRESS,
         "PACKETWATCH_DEST_PORT": "81",
         "PACKETWATCH_PROTO": "TCP",
+        "PACKETWATCH_PORT_STATE": "closed",
     }
     assert connection["MESSAGE"].startswith(f"New connection: {SCANNER}:")
     assert (connection["_SYSTEMD_UNIT"], connection["SYSLOG_IDENTIFIER"]) == (UNIT, "packetwatch")
@@ -201,7 +202,7 @@ def test_ipv6_is_watched_as_well(service):
 
 
 def test_a_clock_step_moves_the_times_told_and_no_block(service):
-    """Two hours on, and blocks last one."""
+    """Two hours on, and a block lasts a minute."""
     with service.altered("packetwatch/clock.py", lambda text: text + STEP):
         service.start().scan()
         end = parsed(service.ask("block", "list")[0]["until"])
