@@ -26,9 +26,12 @@ REFERENCE_RECORD = 24  # bytes of struct record
 HOST4, HOST6 = "192.0.2.1", "2001:db8::1"
 PEER = b"\2" + bytes(5)
 SOMEBODY4, SOMEBODY6, BLOCKED = "198.51.100.7", "2001:db8:7::7", "198.51.100.8"
+OPEN = 8443
 LISTED, ALLOWED = "203.0.113.9", "192.0.2.99"
 FOLDING = {"fold_interval_ns": 3600 * harness.SECOND, "fold_burst_ns": 1}
 FOREVER = 0
+#: The rules as shipped: a closed port goes through both tables.
+RULES = [rule.beside(Settings().scan_ports, Settings().scan_window_ns) for rule in Settings().block_rules]
 
 
 class Case(NamedTuple):
@@ -43,9 +46,9 @@ class Case(NamedTuple):
     changes: dict[str, Any] = {}  #: of the settings
 
 
-def tcp(source: str, flags: int = f.SYN, destination: str = "") -> bytes:
+def tcp(source: str, flags: int = f.SYN, destination: str = "", port: int = 443) -> bytes:
     build, own = (f.ipv6, HOST6) if ":" in source else (f.ipv4, HOST4)
-    packet = build(source, destination or own, f.tcp(source, destination or own, 40000, 443, flags))
+    packet = build(source, destination or own, f.tcp(source, destination or own, 40000, port, flags))
     return f.ethernet(packet, harness.MAC, PEER)
 
 
@@ -53,11 +56,13 @@ CASES = (
     Case("no SYN (TCP, IPv4)", tcp(SOMEBODY4, f.ACK), target=0.1),
     Case("no SYN (TCP, IPv6)", tcp(SOMEBODY6, f.ACK)),
     Case("no TCP (UDP, IPv4)", f.ethernet(f.ipv4(SOMEBODY4, HOST4, bytes(64), proto=f.UDP), harness.MAC, PEER)),
-    Case("SYN of one of 4,096 sources, recorded", tcp(SOMEBODY4), counter="recorded", target=1.8, crowd=True),
+    Case("SYN of one of 4,096 sources, recorded", tcp(SOMEBODY4), counter="recorded", target=2.7, crowd=True),
     Case("SYN of one of 4,096 sources, folded", tcp(SOMEBODY4), counter="folded", crowd=True, changes=FOLDING),
-    Case("SYN of the same source, recorded", tcp(SOMEBODY4), counter="recorded", target=1.8),
+    Case("SYN of the same source, recorded", tcp(SOMEBODY4), counter="recorded", target=2.7),
     Case("SYN of the same source, recorded, IPv6", tcp(SOMEBODY6), counter="recorded"),
     Case("SYN of the same source, folded", tcp(SOMEBODY4), counter="folded", changes=FOLDING),
+    Case("SYN of the same source to a port known as open", tcp(SOMEBODY4, port=OPEN), counter="recorded"),
+    Case("probe (FIN), beyond the rate", tcp(SOMEBODY4, f.FIN), harness.DROP, "probes", changes=FOLDING),
     Case("SYN of a blocked source", tcp(BLOCKED), harness.DROP, "dropped", 0.9),
     Case("SYN of a source on the block list", tcp(LISTED), harness.DROP, "dropped"),
     Case("SYN of an allowed source", tcp(ALLOWED), counter="recorded"),
@@ -144,6 +149,7 @@ class Programs:
         for number in range(1000):
             self._block(f"10.7.{number >> 8}.{number & 255}")
         self._block(BLOCKED)
+        self.kernel.put_ports((OPEN,), ())
 
     def _block(self, source: str) -> None:
         self.kernel.blocks.put(Block(address.parse(source), FOREVER, 1, 0, 0))
@@ -162,7 +168,7 @@ class Programs:
 
     def runner(self, case: Case) -> Runner:
         def run(block: int) -> float:
-            self.rig.settings(wakeup_mask=wakeup_mask(self.kernel), **case.changes)
+            self.rig.settings(wakeup_mask=wakeup_mask(self.kernel), rules=RULES, **case.changes)
             before = self.rig.counters(0)
             ns = self._timed(self.kernel.prog, case.frame, block, case.verdict, case.crowd)
             self._check(case, before, block)
