@@ -39,6 +39,7 @@ BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 #define FRAME_OFFSET 0
 #define INGRESS(ctx) (ctx)->ingress_ifindex
 #define SOURCE_OF(p) (&(p)->saddr)
+#define HAS_FLOWS 1
 #endif
 
 /* How long a SYN may trail, on another CPU, the block that its source has earned. */
@@ -57,6 +58,7 @@ struct judgement {
 	__u64 now;
 	__u32 family; /* enum family */
 	__u8 flags; /* enum event_flag */
+	__u64 frozen; /* 1: no blocks are made */
 };
 
 static __always_inline struct attachment *find_attachment(__u32 ifindex)
@@ -339,21 +341,32 @@ static __always_inline void record_probe(const struct packet *p, const struct ju
 
 /*
  * Nearly any address can be forged into a scan, so a great many new blocks at once are no great
- * many scanners: from then on until the minute is over nobody else is blocked.
+ * many scanners: from then on until the minute is over nobody else is blocked. Asked before the
+ * source is tracked: a tracker that says "blocked" is as good as a block.
  */
-static __always_inline int is_storm(const struct judgement *j)
+static __always_inline __u64 is_storm(const struct judgement *j)
+{
+	int zero = 0;
+	struct storm *minute = storm.lookup(&zero);
+	__u64 most = j->set->storm;
+
+	if (!minute)
+		return 0;
+	return below(0, most) & below(j->now - minute->since_ns, MINUTE_NS) & (below(minute->count, most) ^ 1);
+}
+
+static __always_inline void count_block(const struct judgement *j)
 {
 	int zero = 0;
 	struct storm *minute = storm.lookup(&zero);
 
-	if (!minute || !j->set->storm)
-		return 0;
+	if (!minute)
+		return;
 	if (j->now - minute->since_ns >= MINUTE_NS) {
 		minute->since_ns = j->now;
 		minute->count = 0;
 	}
 	lock_xadd(&minute->count, 1);
-	return minute->count > j->set->storm;
 }
 
 static __always_inline __u64 doubled(__u64 length, __u64 times, __u64 most)
@@ -581,7 +594,7 @@ static __always_inline enum verdict track(const struct packet *p, const struct j
 		begin_alert(alert, way->slots, SCAN_SLOTS, ports);
 		alert->flags = scan * EVENT_SCAN;
 		alert->rule = rule;
-		way->blocked_ns = now;
+		way->blocked_ns = now & (j->frozen - 1);
 		way->scan_ns = (way->scan_ns & (scan - 1)) | (tick & -scan);
 		way->count = count & -equal(rule, RULE_NONE);
 	}
@@ -637,11 +650,12 @@ static __always_inline void block_scanner(const struct packet *p, const struct j
 	if (alert->flags & EVENT_SCAN)
 		j->count->scans[j->family]++;
 	alert->until_ns = 0;
-	if (is_storm(j)) {
+	if (j->frozen) {
 		alert->block = ALERT_FROZEN;
 		j->count->frozen++;
 		return;
 	}
+	count_block(j);
 	if (alert->rule)
 		alert->until_ns = end_of_block(p, j);
 	else if (j->set->open_ns)
@@ -713,7 +727,7 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packe
 	known = known_ports.lookup(&zero);
 	if (p->probe) {
 		j->flags |= port_state(ctx, p, known);
-		if (!(j->flags & (EVENT_OPEN | EVENT_CLOSED)))
+		if (HAS_FLOWS && !(j->flags & (EVENT_OPEN | EVENT_CLOSED)))
 			return VERDICT_FLOW;
 	}
 	if (is_blocked(p, j))
@@ -725,7 +739,8 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packe
 			return VERDICT_MARTIAN;
 		if (source->flags & SOURCE_BLOCK && in_force(source->until_ns, j->now) &&
 		    !(source->flags & SOURCE_ALLOW)) {
-			lock_xadd(&source->dropped, 1);
+			if (!p->probe)
+				lock_xadd(&source->dropped, 1);
 			return VERDICT_LISTED;
 		}
 	}
@@ -735,6 +750,7 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packe
 		j->flags |= EVENT_ALLOWED;
 		return VERDICT_PASS;
 	}
+	j->frozen = is_storm(j);
 	if (j->flags & EVENT_CLOSED || !j->set->count_closed)
 		verdict = track(p, j, hash, alert, blocked_ns);
 	if (verdict == VERDICT_BLOCKED)
@@ -849,6 +865,7 @@ int packetwatch(struct xdp_md *ctx)
 #endif
 	j.family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	j.flags = packet.ipv6 ? EVENT_IPV6 : 0;
+	j.frozen = 0;
 	j.now = NOW_NS();
 	return act(ctx, &packet, &j);
 }

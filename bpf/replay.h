@@ -18,6 +18,7 @@ struct replay_header {
 #define NOW_NS() read_header(ctx).now_ns
 #define INGRESS(ctx) read_header(ctx).ifindex
 #define SOURCE_OF(p) (&(p)->source)
+#define HAS_FLOWS 0 /* what connections a host has, a capture does not tell */
 
 static __always_inline struct replay_header read_header(struct xdp_md *ctx)
 {

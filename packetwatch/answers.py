@@ -76,6 +76,8 @@ class Answers:
             "ledger": total.terms(),
             "by_interface": {name: account.terms() for name, account in r.ledger.accounts().items()},
             "scans": sum(total.counters.scans),
+            "probes": sum(total.counters.probes),
+            "blocks_frozen": total.counters.frozen,
             "blocked_now": r.blocked_now(),
             "would_drop": sum(total.counters.would_drop),
             "malformed": dict(zip(MALFORMED, total.counters.malformed)),

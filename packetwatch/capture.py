@@ -14,7 +14,8 @@ from typing import NamedTuple, Optional
 
 SECOND = 1_000_000_000
 STDIN = "-"
-LEAST_NS, MOST_NS = 1 << 17, 253_402_300_799 * SECOND  #: times that the kernel half and RFC 3339 can hold
+#: Times that the kernel half can hold, with room for the end of a block: to the year 2262.
+LEAST_NS, MOST_NS = 1 << 17, (1 << 63) - 1
 
 _NANOSECONDS = 1  # PCAP_TSTAMP_PRECISION_NANO
 _PAST_2038_NS = (1 << 32) * SECOND  # libpcap takes the seconds of pcap for signed

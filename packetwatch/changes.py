@@ -181,6 +181,7 @@ class Changes:
         self._set_back(waiting)
         if waiting.settings is not None:
             self._take_back(waiting.settings)
+            self._resident.forgive(waiting.since_ns - self._offset_ns)
         elif waiting.do == "mode":
             self._resident.apply_settings()
         else:

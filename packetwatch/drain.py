@@ -17,6 +17,7 @@ from packetwatch.sinks.log import LogSink
 from packetwatch.sinks.records import port_state
 
 _BATCH = 8192
+_UNBLOCKED = {event.REFUSED: "the block table is full", event.FROZEN: "too many blocks in this minute"}
 _ROUNDS = 16  # batches before the loop looks at anything else
 
 
@@ -144,6 +145,7 @@ class Drain:
                 ports=alert.ports,
                 closed_ports=alert.closed,
                 count=len(alert.ports),
+                reason=_UNBLOCKED.get(alert.block),
                 mode=mode,
             )
         if alert.block == event.BLOCKED:
@@ -170,6 +172,7 @@ class Drain:
             src_port=int.from_bytes(probe.sport, "big"),
             tcp_flags=event.flag_names(probe.tcp_flags),
             port_state=port_state(probe.flags),
+            allowed=bool(probe.flags & event.ALLOWED) or None,
             mode="observe" if probe.flags & event.WOULD_DROP else None,
         )
 

@@ -86,6 +86,7 @@ class Notice(NamedTuple):
     rule: Optional[str] = None  #: what blocks: a row of block.rules, honeypot
     src_port: Optional[int] = None
     port_state: Optional[str] = None  #: open or closed
+    allowed: Optional[bool] = None  #: True of a probe whose source is on the allow list
     tcp_flags: Optional[str] = None  #: of a probe, as in FIN,PSH,URG; empty is none
 
 

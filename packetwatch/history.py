@@ -11,6 +11,7 @@ from packetwatch.event import Notice
 
 SOURCES = 4096  #: beyond those the one longest without a record is forgotten
 RECORDS = 16  #: of each source
+EARNED = frozenset({"port scan", "slow scan", "honeypot"})  #: reasons of the kernel half's blocks
 TOLD = frozenset({"scan", "block", "unblock"})
 
 
@@ -29,8 +30,9 @@ class History:
             self._records.popitem(last=False)
 
     def block(self, source: str) -> Optional[Notice]:
-        """The record of the source's last block."""
-        return next((each for each in reversed(self.of(source)) if each.event_type == "block"), None)
+        """The record of the last block that the source has earned; those by hand are others'."""
+        blocks = (each for each in reversed(self.of(source)) if each.event_type == "block")
+        return next((each for each in blocks if each.reason in EARNED), None)
 
     def of(self, source: str) -> list[Notice]:
         """Oldest first."""

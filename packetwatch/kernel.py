@@ -325,6 +325,9 @@ class Kernel:
         value = libbpf.lookup(self.maps["offenders"], source, program.OFFENDER.size)
         return Offender(*program.OFFENDER.unpack(value)) if value is not None else None
 
+    def forget_offences(self, source: bytes) -> None:
+        libbpf.delete(self.maps["offenders"], source)
+
     def _used(self, name: str, sets: int, way: int) -> int:
         """Above _SETS_READ sets every n-th stands for n: the loop waits for this."""
         step = max(1, sets // _SETS_READ)

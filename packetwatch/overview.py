@@ -98,7 +98,11 @@ def _by_interface(answer: Answer) -> list[str]:
 
 def _blocked(answer: Answer) -> list[str]:
     would = answer.get("would_drop")
-    return [str(answer.get("blocked_now", 0)) + (f" ({would} connections would have been dropped)" if would else "")]
+    frozen = answer.get("blocks_frozen")
+    return [
+        str(answer.get("blocked_now", 0)) + (f" ({would} connections would have been dropped)" if would else ""),
+        f"{frozen} blocks were not made, in a storm of them (block.storm)" if frozen else "",
+    ]
 
 
 def _lost(answer: Answer) -> list[str]:
@@ -184,6 +188,7 @@ SUBJECTS: tuple[tuple[str, Callable[[Answer], list[str]]], ...] = (
     ("Connections", _connections),
     ("", _by_interface),
     ("Scans", lambda answer: [str(answer.get("scans", 0))]),
+    ("Probes", lambda answer: [str(answer["probes"]) if answer.get("probes") else ""]),
     ("Blocked now", _blocked),
     ("Lost", _lost),
     ("Records", _records),

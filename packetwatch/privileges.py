@@ -7,10 +7,13 @@ import ctypes
 import os
 
 NET_ADMIN, PERFMON, BPF = 12, 38, 39  # linux/capability.h
-CHOWN, DAC_OVERRIDE, SYS_ADMIN = 0, 1, 21
+CHOWN, DAC_OVERRIDE, DAC_READ_SEARCH, SYS_ADMIN = 0, 1, 2, 21
 #: For work after the start. The service has neither of the last two; run by hand as root, log.file is for the group adm
 #: and the state directory may be the service's.
 NEEDED = frozenset({BPF, NET_ADMIN, CHOWN, DAC_OVERRIDE})
+
+#: For files that strangers have made: to load and run the kernel half, and to read what root may read.
+READING = frozenset({BPF, NET_ADMIN, PERFMON, DAC_READ_SEARCH})
 
 _VERSION_3 = 0x20080522
 _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 24, 38, 47

@@ -96,12 +96,13 @@ class Replay:
         self._drops: dict[tuple[bytes, bytes], list[int]] = {}  # -> [count, first, last]
         self._account = Replayed("")
         self._kernel = self._load()
+        names = thresholds.names(judging.settings)
         self._ledger = Ledger(lambda number: self._kernel.counters(number))
         self._drain = Drain(
             self._kernel,
             self._ledger,
             self._on_alert,
-            lambda number: thresholds.name_rule(judging.settings, number),
+            lambda number: thresholds.name_rule(names, number),
             lambda: self._now_ns,
             lambda: 0,
         )
@@ -162,6 +163,7 @@ class Replay:
             kernel.local.add(_EVERYWHERE)
         kernel.lists_changed()
         self._listed = kernel.sources.read()
+        self._syns_dropped = 0  # by this kernel half
         self._run = libbpf.test_runner(kernel.prog)
         return kernel
 
@@ -264,7 +266,7 @@ class Replay:
                 header = pack(ns, _LOOPBACK if is_loopback(data) else _WIRE, state, hosts)
                 if self._run(header + data) == _XDP_DROP:
                     self._account.dropped += 1
-                    if sieve.look(data)[0] is not sieve.PROBE:
+                    if self._was_syn(data):
                         source, destination = sieve.ends(data)
                         self._count_drop(_sixteen(source), _sixteen(destination), ns)
                 self._account.handed += 1
@@ -278,6 +280,14 @@ class Replay:
     def _drain_all(self) -> None:
         while self._drain.run():
             pass
+
+    def _was_syn(self, data: bytes) -> bool:
+        """Of a frame that was dropped: else it was a probe."""
+        what = sieve.look(data)[0]
+        if what is sieve.PROBE or (what is sieve.UNSURE and sum(self._counters().dropped) == self._syns_dropped):
+            return False
+        self._syns_dropped += 1
+        return True
 
     def _count_drop(self, source: bytes, destination: bytes, ns: int) -> None:
         key = source, destination if self._hosts else b""
@@ -310,10 +320,20 @@ def run(judging: Judging, paths: Iterable[str], is_log: bool) -> list[Replayed]:
         except capture.CaptureError as fault:
             raise Refused(str(fault), fault.hint) from None
     replay = Replay(judging)
+    _give_up_rights()
     accounts = [replay.file(path, is_log) for path in paths]
     replay.finish()
     replay.close()
     return accounts
+
+
+def _give_up_rights() -> None:
+    """Before anything of the files is read. Raises Refused."""
+    try:
+        libbpf.raise_memlock()  # for a load that may follow
+        privileges.keep(privileges.READING)
+    except OSError as fault:
+        raise Refused(f"capabilities could not be given up: {fault.strerror}", "report it with this line") from None
 
 
 def _minus(one: Counters, other: Counters) -> Counters:

@@ -157,6 +157,6 @@ class Storms:
         frozen = self._ledger.total().counters.frozen
         if frozen == self._frozen or now_ns < self._due_ns:
             return
-        since = self._told_ns if self._due_ns else now_ns
+        since = self._told_ns if self._due_ns else now_ns - SECOND
         self._say("storm", count=frozen - self._frozen, since_ns=since, mode=mode, message=_STORM)
         self._frozen, self._told_ns, self._due_ns = frozen, now_ns, now_ns + _STORM_EVERY_NS

@@ -77,6 +77,7 @@ class Resident:
         self.ledger.restore(note.get("ledger", {}))
         if not opened.adopted:
             self.ledger.names = {}
+        self._rule_names = thresholds.names_in_force(self.kernel)
         self.drain = Drain(self.kernel, self.ledger, self._on_alert, self._name_rule)
         self.drain.refused.update(note.get("refused", {}))
         self.lists = lists.Lists(self.kernel, settings)
@@ -118,6 +119,10 @@ class Resident:
         interval = SECOND // rate if rate else 0
         frames = self.kernel.parameters.ring_bytes // self.kernel.connections.frame
         per_cpu = max(1, frames // (4 * (os.cpu_count() or 1)))
+        names = thresholds.names(s)
+        if names != self._rule_names and self.drain.sinks:
+            self.drain.run()  # what the rules till now have found goes under their names
+        self._rule_names = names
         thresholds.put_ports(self.kernel, s)
         self.kernel.apply(
             thresholds.of(s)._replace(
@@ -132,7 +137,7 @@ class Resident:
         )
 
     def _name_rule(self, number: int) -> str:
-        return thresholds.name_rule(self.settings, number)
+        return thresholds.name_rule(self._rule_names, number)
 
     def restore(self, saved: state.Saved) -> None:
         """What the state file holds; blocks only where the kernel half has not kept them itself."""
@@ -235,6 +240,13 @@ class Resident:
     def clear_blocks(self, reason: str) -> int:
         """Ends every block that a scan earned."""
         return sum(self.unblock(block.address, reason) for block in list(self.kernel.blocks.read()))
+
+    def forgive(self, since_ns: int) -> None:
+        """Ends every block that was earned since then (CLOCK_BOOTTIME), as if it had not been."""
+        self.drain.run()
+        for block in list(self.kernel.blocks.read()):
+            if block.since_ns >= since_ns and self.unblock(block.address, "not confirmed"):
+                self.kernel.forget_offences(block.address)
 
     def put_manual_allow(self, entry: state.Manual) -> None:
         """Raises OSError when the kernel's table is full."""

@@ -80,12 +80,18 @@ def why(answer: Answer) -> str:
               for each in dicts(answer, "rules")]
     offences = answer.get("offences")
     if isinstance(offences, Mapping):
-        lines.append(f"blocked by rules {offences.get('count')} times, last until {moment(offences.get('last_until'))};"
-                     f" the next block lasts {offences.get('next_block')}")
-    lines += [record(json.dumps(each).encode()) for each in dicts(answer, "history")]
+        until = moment(offences.get("last_until"))
+        lines.append(f"{_counted(offences.get('count'), 'offence')}, the last block until {until};"
+                     f" the next one lasts {offences.get('next_block')}")
+    lines += [record(json.dumps(each).encode()) + _by_rule(each) for each in dicts(answer, "history")]
     if answer.get("evidence") == "none":
-        lines.append("nothing is known of it since the start")
+        lines.append("no port that it has reached is remembered, and no block")
     return "\n".join(map(clean, lines))
+
+
+def _by_rule(each: Answer) -> str:
+    ports = f" on ports {listed(each['ports'])}" if each.get("ports") and each.get("event_type") == "block" else ""
+    return f", rule {each['rule']}{ports}" if each.get("rule") else ""
 
 
 def _block(each: Answer) -> str:

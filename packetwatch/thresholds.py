@@ -6,6 +6,8 @@ Not for how it records: whoever runs it says that.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from packetwatch import detection
 from packetwatch.clock import SECOND
 from packetwatch.event import HONEYPOT
@@ -53,8 +55,19 @@ def put_ports(kernel: Kernel, settings: Settings) -> None:
     kernel.put_ports(spread(settings.open_ports), spread(settings.block_honeypot_ports))
 
 
-def name_rule(settings: Settings, number: int) -> str:
-    """What a record calls the rule; empty where a scan alone blocks."""
+def names(settings: Settings) -> list[str]:
+    """What records call the rules."""
+    return [rule_text(rule) for rule in settings.block_rules]
+
+
+def names_in_force(kernel: Kernel) -> list[str]:
+    """The same of those that a kernel half has, of whose settings nothing is known."""
+    rules = kernel.settings().rules
+    return [rule_text(detection.Rule(rule.ports, bool(rule.closed), rule.window_ns)) for rule in rules]
+
+
+def name_rule(names: Sequence[str], number: int) -> str:
+    """Empty where a scan alone blocks. An alert may come of rules that are in force no more."""
     if number == HONEYPOT:
         return "honeypot"
-    return rule_text(settings.block_rules[number - 1]) if number else ""
+    return names[number - 1] if 0 < number <= len(names) else f"rule {number}" if number else ""

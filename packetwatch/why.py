@@ -65,9 +65,10 @@ def _blocks(resident: Resident, source: bytes, offset: int) -> Iterator[dict[str
             "beats_allow": False,
         }
     for entry in rules.covering(resident.lists.block_entries(), Prefix(source, BITS)):
+        manual = resident.lists.manual_blocks.get(entry.prefix)
         yield {
             "prefix": address.prefix_text(entry.prefix),
-            "reason": entry.reason,
+            "reason": manual.reason if manual and manual.reason else entry.reason,
             "until": clock.rfc3339(entry.until_ns + offset) if entry.until_ns else "forever",
             "dropped": resident.kernel.sources.dropped(entry.prefix),
             "beats_allow": entry.forced,

@@ -53,7 +53,7 @@ KINDS = {
         6,
         "Probe{flags}{source}{target}",
         "Would drop probe{flags}{source}{target}",
-        ("src_ip", "src_port", "dest_ip", "dest_port", "proto", "tcp_flags", "port_state", "mode"),
+        ("src_ip", "src_port", "dest_ip", "dest_port", "proto", "tcp_flags", "port_state", "allowed", "mode"),
     ),
     "scan": Kind(
         "e5bfb9708c0c4709a4450848c4f31a4b",
@@ -216,6 +216,7 @@ def fields(notice: Notice, clock_ns: int) -> dict[str, Any]:
         "proto": "TCP",
         "src_port": notice.src_port,
         "port_state": notice.port_state,
+        "allowed": notice.allowed,
         "tcp_flags": notice.tcp_flags,
         "ports": None if notice.ports is None else list(notice.ports),
         "closed_ports": list(notice.closed_ports) if notice.closed_ports else None,

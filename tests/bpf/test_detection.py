@@ -555,11 +555,11 @@ def test_a_storm_of_blocks_is_frozen_until_its_minute_is_over(host):
     """The scans are recorded all the same."""
     host.settings(storm=5)
     sources = [traffic.source(number) for number in range(8)]
-    for source in sources:
-        send(host, source, 80, 81, 82)
+    for number, source in enumerate(sources):
+        assert send(host, source, 80, 81, 82, 83) == [PASS] * 3 + [DROP if number < 5 else PASS]
     assert [alert.block for alert in host.scans()] == [event.BLOCKED] * 5 + [event.FROZEN] * 3
     assert all(traffic.block(host, source) is None for source in sources[5:])
-    assert host.counters().frozen == 3 and host.counters().blocked == 5
+    assert host.counters().frozen == 3 and host.counters().blocked == 5 and sum(host.counters().dropped) == 5
     assert send(host, sources[0], 80) == [DROP]
     host.at(START + 60 * SECOND)
     assert send(host, sources[7], 80, 81, 82, 83)[-1] == DROP
@@ -598,6 +598,13 @@ def test_probes_are_recorded_and_dropped(host, source):
     host.change(observe=0)
     host.source(source, rules.ALLOW)
     assert host.run(probe(source, 80, f.FIN)) == PASS and len(host.probes()) == 1
+
+
+def test_probes_are_not_in_the_count_of_a_listed_source(host):
+    host.source("192.0.2.0/24", rules.BLOCK)
+    host.run(probe(A, 80, f.FIN))
+    send(host, A, 80)
+    assert host.kernel.sources.dropped(parse_prefix("192.0.2.0/24")) == 1 == sum(host.counters().dropped)
 
 
 def test_probes_make_a_scan_like_syns(host):

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pytest
 
-from packetwatch import address, config, detection, event, kinds, libbpf, loader, program
+from packetwatch import address, config, detection, event, kinds, libbpf, loader, privileges, program
 from packetwatch.kernel import Kernel
 from tests import captures as c
 from tests import frames as f
@@ -227,7 +227,8 @@ def oracle(frames, settings):
     """(actions, scans) of the pure rule, for each destination on its own; frames are answered as answers() does."""
 
     def guard():
-        detector = detection.Detector(settings.scan_ports, settings.scan_window_ns, block_rules=settings.block_rules)
+        rules = [rule.beside(settings.scan_ports, settings.scan_window_ns) for rule in settings.block_rules]
+        detector = detection.Detector(settings.scan_ports, settings.scan_window_ns, block_rules=rules)
         open_ns = min(settings.block_first_ns, 60 * SECOND)
         lengths = detection.Blocks(
             settings.block_duration_ns, settings.block_first_ns, open_ns, settings.block_forget_ns)
@@ -528,6 +529,18 @@ def test_a_log_gives_the_same_scans(made, tmp_path):
     assert [line["ports"] for line in enforced.of("scan")] == [line["ports"] for line in first.of("scan")]
 
 
+def test_probes_of_a_log_are_judged(tmp_path):
+    log, record = tmp_path / "log.json", {"event_type": "probe", "src_ip": "192.0.2.1", "dest_ip": "192.0.2.2"}
+    lines = [
+        {**record, "timestamp": f"2026-11-24T14:28:0{n}Z", "src_port": 1, "dest_port": 80 + n, "tcp_flags": "FIN",
+         "port_state": "closed"} for n in range(3)
+    ]
+    log.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    done = replay("--from-log", log)
+    assert (done.status, done.account["probes"], done.account["scans"]) == (0, 3, 1)
+    assert [block["rule"] for block in done.of("block")] == ["scan:closed"]
+
+
 def test_lines_that_are_none_are_skipped_and_told(made, tmp_path):
     log = tmp_path / "log.json"
     good = [json.dumps(line) for line in replay(made(scan())).lines]
@@ -550,6 +563,29 @@ def test_a_log_without_a_connection_is_an_error(tmp_path):
 
 
 # the command
+
+
+def test_probes_that_nobody_has_answered_are_probes(made):
+    """Open ports do not, nor does a host that drops them."""
+    frames = [(NOW + i, syn("192.0.2.1", "192.0.2.2", 80 + i, flags=f.FIN | f.PSH | f.URG)) for i in range(5)]
+    done = replay(made(frames))
+    assert (done.account["probes"], done.account["scans"]) == (5, 1)
+    assert [probe["tcp_flags"] for probe in done.of("probe")] == ["FIN,PSH,URG"] * 5
+
+
+def test_it_reads_files_with_few_rights(tmp_path):
+    """And what it holds is little use to whoever finds a hole in the reader."""
+    pipe = tmp_path / "pipe"
+    os.mkfifo(pipe)
+    command = [sys.executable, "-m", "packetwatch", "replay", pipe]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
+        with open(pipe, "wb") as writer:  # opens as soon as the reader does
+            status = Path(f"/proc/{process.pid}/status").read_text()
+            writer.write(c.pcap(scan()))
+        process.communicate(timeout=60)
+    held = int(re.search(r"CapEff:\s+(\w+)", status)[1], 16)
+    assert held & ~sum(1 << number for number in privileges.READING) == 0
+    assert re.search(r"NoNewPrivs:\s+1", status) and process.returncode == 0
 
 
 def test_without_the_right_to_load_programs(made):

@@ -276,6 +276,18 @@ def test_a_block_that_ended_by_itself_is_recorded_once(watch, wire):
     assert [r["reason"] for r in watch.records("unblock", src_ip=source)] == ["expired"]
 
 
+def test_whom_settings_have_blocked_that_were_rolled_back_is_let_in(watch, wire):
+    before, source = wire.somebody(), wire.somebody()
+    assert wire.knock(before, 1, 2, 3, 80)[-1] == SILENT
+    watch.write(BASE + "block.honeypot_ports = 22\nblock.first = 1h")
+    watch.done("reload", "--confirm", "3s")
+    assert wire.knock(source, 22, 80) == [CLOSED, SILENT]
+    is_over(watch)
+    assert watch.record("unblock", src_ip=source)["reason"] == "not confirmed"
+    assert wire.knock(source, 80) == [OPEN] and watch.answer("why", source)["offences"] is None
+    assert wire.knock(before, 80) == [SILENT], "what was before stays"
+
+
 def test_a_scan_while_the_allowance_was_gone_blocks_no_longer(watch, wire):
     source = wire.somebody()
     watch.done("allow", "add", source)

@@ -7,6 +7,7 @@ import datetime
 
 import pytest
 
+from .conftest import call
 from .traffic import CLOSED, HOST4, OPEN, SILENT
 
 QUIET = "interface = v0\nlog.format = json\nmetrics.listen = off\n"
@@ -69,6 +70,24 @@ def test_a_rule_blocks_without_a_scan_and_names_its_ports(watched, wire):
         assert wire.knock(other, 5, 22, 80, 443, 443) == [CLOSED, OPEN, OPEN, OPEN, SILENT]
     assert watch.record("block", src_ip=other)["rule"] == "4:all:10s"
     assert not watch.records("scan")
+
+
+def test_a_rule_that_is_gone_at_the_next_start_is_told_all_the_same(tmp_path, watched, wire, resident):
+    """Its alert waits in the ring while nobody is there."""
+    folder = tmp_path / "bpf"
+    folder.mkdir()
+    call("mount", "-t", "bpf", "none", str(folder))
+    try:
+        watch = resident(wire.host, QUIET + "block.rules = 1:closed:10m", "--pin", str(folder / "pins"))
+        watch.kill()
+        source = wire.somebody()
+        assert wire.knock(source, 5, 6) == [CLOSED, SILENT]
+        watch.write(QUIET + "block.rules = off")
+        watch.start()
+        assert watch.record("block", src_ip=source)["rule"] == "1:closed:10m"
+        assert watch.stop() == 0
+    finally:
+        call("umount", str(folder))
 
 
 def test_a_honeypot_port_blocks_at_once(watched, wire):

@@ -37,7 +37,7 @@ def test_of_a_stranger_nothing_is_known(watch):
     answer = watch.answer("why", "203.0.112.9")
     assert (answer["verdict"], answer["evidence"]) == ("not blocked", "none")
     assert answer["ports"] == answer["history"] == answer["blocked_by"] == []
-    assert "nothing is known of it" in watch.done("why", "203.0.112.9")
+    assert "no port that it has reached is remembered" in watch.done("why", "203.0.112.9")
 
 
 def test_before_a_scan_its_ports_and_how_far_each_rule_is(watch, wire, source):

@@ -913,12 +913,12 @@ def test_why_tells_the_verdict_first_and_then_what_it_rests_on(resident, run):
         "blocked: 192.0.2.7 until 2026-11-24 15:28:05 (port scan, rule scan:closed)",
         "port 81: closed, last 2026-11-24 15:26:05",
         "rule scan: 1 of 3 ports within 1m",
-        "blocked by rules 2 times, last until 2026-11-24 15:28:05; the next block lasts 4m",
-        "2026-11-24 15:26:05: Blocked 192.0.2.7 for 2m (port scan)",
+        "2 offences, the last block until 2026-11-24 15:28:05; the next one lasts 4m",
+        "2026-11-24 15:26:05: Blocked 192.0.2.7 for 2m (port scan), rule scan:closed",
     ]
 
 
 def test_why_of_nobody_says_so(resident, run):
     resident.answers["why"] = {"address": "192.0.2.9", "verdict": "not blocked", "evidence": "none"}
     status, out, _ = run("why", "192.0.2.9")
-    assert status == 0 and out == "192.0.2.9: not blocked\nnothing is known of it since the start\n"
+    assert status == 0 and out == "192.0.2.9: not blocked\nno port that it has reached is remembered, and no block\n"

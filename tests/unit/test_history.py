@@ -13,7 +13,13 @@ def test_scans_blocks_and_their_ends_are_kept_in_order():
     kept = history.History()
     kept.take([notice("a", "scan", 1), notice("b", "block", 2), notice("a", "block", 3), notice("a", "unblock", 4)])
     assert [(each.event_type, each.boot_ns) for each in kept.of("a")] == [("scan", 1), ("block", 3), ("unblock", 4)]
-    assert kept.block("a").boot_ns == 3 and kept.block("c") is None and kept.of("c") == []
+    assert kept.block("a") is None and kept.block("c") is None and kept.of("c") == []
+
+
+def test_a_block_by_hand_is_none_that_was_earned():
+    kept = history.History()
+    kept.take([notice("a", reason="port scan", rule="scan:closed"), notice("a", reason="by hand")])
+    assert kept.block("a").rule == "scan:closed"
 
 
 def test_other_records_are_not():

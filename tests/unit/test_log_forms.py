@@ -375,7 +375,7 @@ def test_the_examples_of_the_documentation_are_what_is_written(kind):
 @pytest.mark.parametrize("kind", sorted(NOTICES))
 def test_no_notice_brings_a_field_that_is_not_listed(kind):
     full = Notice(
-        BOOT, kind, "eth0", "a", "b", 1, (2,), 3, 4, 5, "r", "l", "w", "observe", "m", (2,), "u", 6, "open", "FIN"
+        BOOT, kind, "eth0", "a", "b", 1, (2,), 3, 4, 5, "r", "l", "w", "observe", "m", (2,), "u", 6, "open", True, "FIN"
     )
     (found,) = objects(notices=[full])
     assert set(found) == set(records.COMMON + records.KINDS[kind].fields)

@@ -6,7 +6,9 @@ class packetwatch::config {
     packetwatch::within('scan_window', $packetwatch::scan_window, '1s', '24h')
   }
   $packetwatch::block_rules.then |$rules| {
-    $rules.each |$rule| { packetwatch::within('block_rules', $rule.split(':')[2], '1s', '7d') }
+    $rules.filter |$rule| { $rule =~ /\A\d/ }.each |$rule| {
+      packetwatch::within('block_rules', $rule.split(':')[2], '1s', '7d')
+    }
   }
   if $packetwatch::block_first and $packetwatch::block_first != 'forever' {
     packetwatch::within('block_first', $packetwatch::block_first, '1s', '3650d')
