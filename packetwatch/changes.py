@@ -171,6 +171,7 @@ class Changes:
     def settle(self) -> None:
         """After the start, when the state directory is ours."""
         if self._late and self._waiting is not None:
+            self._forgive(self._waiting)
             self._close(self._waiting, "not confirmed")
         self._late = False
 
@@ -181,12 +182,18 @@ class Changes:
         self._set_back(waiting)
         if waiting.settings is not None:
             self._take_back(waiting.settings)
-            self._resident.forgive(waiting.since_ns - self._offset_ns)
+            self._forgive(waiting)
         elif waiting.do == "mode":
             self._resident.apply_settings()
         else:
             self._resident.apply_lists()
         self._close(waiting, reason)
+
+    def _forgive(self, waiting: Pending) -> None:
+        """Ends what settings that are gone have blocked; of blocks from before a reboot nobody knows the beginning."""
+        since = waiting.since_ns - self._offset_ns
+        if waiting.settings is not None and since > 0:
+            self._resident.forgive(since)
 
     def _set_back(self, waiting: Pending) -> None:
         """Lists and mode as they were, not yet in the kernel half."""

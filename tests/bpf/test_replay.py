@@ -15,6 +15,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -57,12 +58,16 @@ class Done:
         return {os.path.basename(each["file"]): each for each in self.account["files"]}
 
 
+def environment(**more):
+    """Of whoever runs the tests, without what would be a setting."""
+    return {**{k: v for k, v in os.environ.items() if not k.startswith(("PACKETWATCH_", "PW_"))}, "TZ": "UTC", **more}
+
+
 def command(*arguments, before=(), **options):
     return subprocess.run(
         [*before, sys.executable, "-m", "packetwatch", "replay", *map(str, arguments)],
         capture_output=True, text=options.pop("text", True), timeout=120, cwd=ROOT,
-        env={**{k: v for k, v in os.environ.items() if not k.startswith(("PACKETWATCH_", "PW_"))}, "TZ": "UTC",
-             **options.pop("env", {})},
+        env=environment(**options.pop("env", {})),
         **options,
     )
 
@@ -578,14 +583,26 @@ def test_it_reads_files_with_few_rights(tmp_path):
     pipe = tmp_path / "pipe"
     os.mkfifo(pipe)
     command = [sys.executable, "-m", "packetwatch", "replay", pipe]
-    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE) as process:
-        with open(pipe, "wb") as writer:  # opens as soon as the reader does
+    options = {"stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE, "env": environment()}
+    with subprocess.Popen(command, cwd=ROOT, **options) as process:
+        with os.fdopen(writing_end(pipe, process), "wb") as writer:
             status = Path(f"/proc/{process.pid}/status").read_text()
             writer.write(c.pcap(scan()))
         process.communicate(timeout=60)
     held = int(re.search(r"CapEff:\s+(\w+)", status)[1], 16)
     assert held & ~sum(1 << number for number in privileges.READING) == 0
     assert re.search(r"NoNewPrivs:\s+1", status) and process.returncode == 0
+
+
+def writing_end(pipe, reader):
+    """A descriptor, as soon as the process has opened the pipe for reading."""
+    for _ in range(1000):
+        assert reader.poll() is None, reader.stderr.read()
+        try:
+            return os.open(pipe, os.O_WRONLY | os.O_NONBLOCK)
+        except OSError:
+            time.sleep(0.03)
+    raise AssertionError("nobody has opened the pipe")
 
 
 def test_without_the_right_to_load_programs(made):
@@ -610,10 +627,15 @@ def test_mistakes(arguments, status, words):
     assert done.returncode == status and words in done.stderr and "Traceback" not in done.stderr
 
 
+def shell(script):
+    command = ["bash", "-c", script]
+    return subprocess.run(command, capture_output=True, text=True, timeout=60, cwd=ROOT, env=environment())
+
+
 def test_a_reader_that_goes_away(made):
     path = made(scan(ports=range(1, 65)) * 500)
     script = f"{sys.executable} -m packetwatch replay --mode observe {path} | head -n 1; echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = shell(script)
     assert done.stdout.splitlines()[-1] == "141" and done.stderr == ""
 
 
@@ -621,7 +643,7 @@ def test_a_slow_reader_gets_everything(made):
     frames = [(NOW + i, syn("192.0.2.1", "192.0.2.2", 80)) for i in range(30_000)]
     ours = f"{sys.executable} -m packetwatch replay {made(frames)} -o json"
     script = f"{ours} | (sleep 4; wc -l); echo ${{PIPESTATUS[0]}}"
-    done = subprocess.run(["bash", "-c", script], capture_output=True, text=True, timeout=60, cwd=ROOT)
+    done = shell(script)
     assert done.stdout.split() == ["30001", "0"] and done.stderr == ""
 
 
@@ -629,7 +651,7 @@ def test_a_full_disk_is_one_message(made):
     with open("/dev/full", "w") as full:
         done = subprocess.run(
             [sys.executable, "-m", "packetwatch", "replay", str(made(scan()))],
-            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT)
+            stdout=full, stderr=subprocess.PIPE, text=True, timeout=60, cwd=ROOT, env=environment())
     assert done.returncode == 1 and done.stderr == "packetwatch: standard output: No space left on device\n"
 
 

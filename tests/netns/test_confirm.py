@@ -220,6 +220,23 @@ def test_a_kernel_half_that_judged_on_is_brought_in_step(pins, resident, change)
         wire.remove()
 
 
+def test_whom_such_settings_have_blocked_is_let_in_at_the_start(pins, resident):
+    wire = Wire()
+    try:
+        watch = resident(wire.add().host, BASE, "--pin", str(pins))
+        watch.write(BASE + "block.honeypot_ports = 22\nblock.first = 1h")
+        watch.done("reload", "--confirm", "2s")
+        source = wire.somebody()
+        assert wire.knock(source, 22, 80) == [CLOSED, SILENT]
+        watch.kill()
+        time.sleep(2.2)
+        watch.start()
+        assert watch.status()["adopted"] and wire.knock(source, 80) == [CLOSED]
+        assert watch.stop() == 0
+    finally:
+        wire.remove()
+
+
 def test_confirmed_after_a_kill(watch, wire):
     case = BlockAdd(watch, wire, ipv6=True)
     case.make(LONG)
