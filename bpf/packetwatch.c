@@ -502,14 +502,16 @@ static __always_inline __u32 move_to_front(__u64 *slots, __u32 size, __u32 count
 
 /*
  * The tests of slots are without branches: each would double the verifier's ways through all that
- * follows. Whether `ports` distinct ones were reached within the window, after `since`.
+ * follows. Whether `ports` distinct ones were reached within the window, after `since`, where the
+ * question applies (1); else, and with too few slots, none but the first is read, which is at hand.
  */
 static __always_inline __u64 has_reached(const __u64 *slots, __u32 size, __u64 count, __u64 ports, __u64 now,
-					 __u64 window, __u64 since)
+					 __u64 window, __u64 since, __u64 applies)
 {
-	__u64 time = slots[(ports - 1) & (size - 1)] & SLOT_TIME;
+	__u64 enough = applies & below(ports - 1, count);
+	__u64 time = slots[(ports - 1) & (size - 1) & -enough] & SLOT_TIME;
 
-	return below(ports - 1, count) & below(now - time, window) & below(since, time);
+	return enough & below(now - time, window) & below(since, time);
 }
 
 /* The first rule that these slots match, counted from 1, and its ports; RULE_NONE if there is none. */
@@ -520,9 +522,9 @@ static __always_inline __u64 find_rule(const struct settings *set, __u64 closed,
 
 	for (int i = RULES - 1; i >= 0; i--) {
 		const struct rule *rule = &set->rules[i];
-		__u64 hit = has_reached(slots, size, count, rule->ports, now, rule->window_ns, 0);
+		__u64 applies = below(i, set->rule_count) & equal(rule->closed, closed);
+		__u64 hit = has_reached(slots, size, count, rule->ports, now, rule->window_ns, 0, applies);
 
-		hit &= below(i, set->rule_count) & equal(rule->closed, closed);
 		found = (found & (hit - 1)) | ((i + 1) & -hit);
 		*ports = (*ports & (hit - 1)) | (rule->ports & -hit);
 	}
@@ -586,7 +588,7 @@ static __always_inline enum verdict track(const struct packet *p, const struct j
 	way->count = move_to_front(way->slots, SCAN_SLOTS, way->count, tick | slot, j->set->keep_ns);
 	/* Read again: what the shifting taught the verifier of it would make one way of each of 64. */
 	count = *(volatile __u32 *)&way->count;
-	scan = has_reached(way->slots, SCAN_SLOTS, count, j->set->ports, tick, j->set->window_ns, way->scan_ns);
+	scan = has_reached(way->slots, SCAN_SLOTS, count, j->set->ports, tick, j->set->window_ns, way->scan_ns, 1);
 	rule = find_rule(j->set, 0, way->slots, SCAN_SLOTS, count, tick, &ports);
 	if (scan | rule) {
 		verdict = VERDICT_ALERT;
