@@ -93,7 +93,7 @@ def test_fails_where_something_is_wrong_and_leaves_nothing(host, smoke, harm):
 
 @pytest.mark.parametrize("booted", ["debian-12"], indirect=True)
 def test_takes_its_network_along_when_it_is_killed(host, smoke):
-    """A block of its scanner ends an hour later."""
+    """The block of its scanner ends by itself, a minute later."""
     names, interfaces, _ = surroundings(host)
     command = host.machine.inside(["sh", "-c", f"echo $$; exec {SMOKE}"])
     with subprocess.Popen(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True) as process:
