@@ -27,10 +27,11 @@ test: need-root deps-test lint build/gems/bin/fpm ## lint and every test but tho
 test-all: PAIRED += $(LONG)
 test-all: deps-all test ## the same, other kernels and a fleet with a Puppet server (what CI runs)
 
-test-%: deps-all ## one tier: make test-unit, -bpf, -netns, -machine, -package, -puppet, -vm, -fleet, -vagrant
+test-%: deps-all ## one tier: make test-unit, -bpf, -netns, -machine, -package, -puppet, -vm, -fleet
 	$(PYTHON) -m pytest tests/$*
 
-test-vagrant: deps-vagrant
+test-vagrant: deps-vagrant ## Vagrant for real: one machine of the Vagrantfile under plain qemu
+	$(PYTHON) -m pytest tests/vagrant
 
 e2e-black: need-root deps-test ## the monitor against the outside: commands, log and TCP only
 	$(PYTHON) -m pytest tests/netns/test_e2e_black.py

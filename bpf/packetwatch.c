@@ -501,6 +501,20 @@ static __always_inline __u32 move_to_front(__u64 *slots, __u32 size, __u32 count
 }
 
 /*
+ * Whether the port is in front already. Then a list that matched nothing before matches nothing now:
+ * the others have only grown older. It only takes the new time.
+ */
+static __always_inline int is_repeated(__u64 *slots, __u32 count, __u64 slot, __u64 window)
+{
+	__u64 front = slots[0];
+
+	if (!count || (__u16)front != (__u16)slot || (slot & SLOT_TIME) - (front & SLOT_TIME) >= window)
+		return 0;
+	slots[0] = slot;
+	return 1;
+}
+
+/*
  * The tests of slots are without branches: each would double the verifier's ways through all that
  * follows. Whether `ports` distinct ones were reached within the window, after `since`, where the
  * question applies (1); else, and with too few slots, none but the first is read, which is at hand.
@@ -585,6 +599,8 @@ static __always_inline enum verdict track(const struct packet *p, const struct j
 	}
 	way->blocked_ns = 0;
 	tick = now & SLOT_TIME;
+	if (is_repeated(way->slots, way->count, tick | slot, j->set->keep_ns))
+		goto unlock;
 	way->count = move_to_front(way->slots, SCAN_SLOTS, way->count, tick | slot, j->set->keep_ns);
 	/* Read again: what the shifting taught the verifier of it would make one way of each of 64. */
 	count = *(volatile __u32 *)&way->count;
@@ -612,7 +628,7 @@ static __always_inline enum verdict suspect(const struct packet *p, const struct
 {
 	int index = (hash >> 32) & (SUSPECT_SETS - 1);
 	struct suspect_set *set = suspects.lookup(&index);
-	__u64 now = j->now, tick, count, rule, ports = 0;
+	__u64 now = j->now, tick, slot, count, rule, ports = 0;
 	struct suspect *way;
 	__u32 evicted = 0;
 
@@ -630,8 +646,10 @@ static __always_inline enum verdict suspect(const struct packet *p, const struct
 		now = way->of.last_ns;
 	way->of.last_ns = now;
 	tick = now & SLOT_TIME;
-	way->count = move_to_front(way->slots, SUSPECT_SLOTS, way->count, tick | SLOT_CLOSED | bpf_ntohs(p->dport),
-				   j->set->suspect_ns);
+	slot = tick | SLOT_CLOSED | bpf_ntohs(p->dport);
+	if (is_repeated(way->slots, way->count, slot, j->set->suspect_ns))
+		goto unlock;
+	way->count = move_to_front(way->slots, SUSPECT_SLOTS, way->count, slot, j->set->suspect_ns);
 	count = *(volatile __u32 *)&way->count;
 	rule = find_rule(j->set, 1, way->slots, SUSPECT_SLOTS, count, tick, &ports);
 	if (rule) {
@@ -641,6 +659,7 @@ static __always_inline enum verdict suspect(const struct packet *p, const struct
 		alert->rule = rule;
 		verdict = VERDICT_ALERT;
 	}
+unlock:
 	bpf_spin_unlock(&set->lock);
 	j->count->suspects_evicted += evicted;
 	return verdict;
@@ -726,14 +745,16 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packe
 	int zero = 0;
 	__u64 hash;
 
+	if (!p->probe && is_blocked(p, j))
+		return VERDICT_BLOCKED;
 	known = known_ports.lookup(&zero);
 	if (p->probe) {
 		j->flags |= port_state(ctx, p, known);
 		if (HAS_FLOWS && !(j->flags & (EVENT_OPEN | EVENT_CLOSED)))
 			return VERDICT_FLOW;
+		if (is_blocked(p, j))
+			return VERDICT_BLOCKED;
 	}
-	if (is_blocked(p, j))
-		return VERDICT_BLOCKED;
 	hash = hash_of(&p->saddr, j->set->seed);
 	source = find_source(p, hash, j->set);
 	if (source) {
