@@ -7,7 +7,7 @@
 #ifndef PACKETWATCH_EVENT_H
 #define PACKETWATCH_EVENT_H
 
-#define EVENT_ABI 2
+#define EVENT_ABI 3
 
 #ifndef SCAN_SLOTS
 #define SCAN_SLOTS 64 /* distinct ports remembered per source */
@@ -41,6 +41,11 @@ enum alert_block {
 	ALERT_FROZEN = 3, /* too many new blocks in this minute */
 };
 
+enum evidence { /* that the source's packets come from who owns the address */
+	EVIDENCE_SEEN, /* none: anybody may have forged them */
+	EVIDENCE_PROVEN, /* the address has answered a challenge */
+};
+
 /* What an alert's rule is, where it is no row of settings.rules, counted from 1. */
 #define RULE_NONE 0
 #define RULE_HONEYPOT 255
@@ -56,7 +61,7 @@ struct alert_event {
 	__u8 block; /* enum alert_block */
 	__u16 port_count;
 	__u8 rule;
-	__u8 reserved;
+	__u8 evidence; /* enum evidence */
 	__u16 ports[SCAN_SLOTS]; /* host byte order, newest first */
 	__u64 closed; /* bit n: ports[n] was closed */
 };

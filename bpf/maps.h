@@ -31,6 +31,12 @@
 /* Blocks of one source that may double the next one; where they may last for ever, the eleventh does. */
 #define DOUBLINGS 16
 #define DOUBLINGS_FOREVER 10
+#define DOUBLINGS_MASK 31 /* for the verifier: no shift goes beyond */
+#define UNPROVEN_NS 60000000000ULL /* the longest block of a source that may be forged */
+#define CHALLENGES 2 /* that a source may leave without an answer */
+#define WRONG_ANSWERS 3 /* in the life of a key; with one more it is contested */
+#define CHALLENGE_GAP_NS 10000000ULL /* between two of a CPU, on the long run */
+#define CHALLENGE_BURST_NS 1000000000ULL /* how far they may run ahead of that */
 #define PORT_BYTES 8192 /* a bit for each port */
 #ifndef FOLDS
 #define FOLDS 2048 /* per level, of both generations */
@@ -38,7 +44,7 @@
 
 enum family { FAMILY_IPV4, FAMILY_IPV6, FAMILIES };
 
-enum drop_reason { DROP_SCAN, DROP_LIST, DROP_REASONS };
+enum drop_reason { DROP_SCAN, DROP_LIST, DROP_CHALLENGE, DROP_REASONS };
 
 struct rule { /* so many distinct ports within the window */
 	__u64 window_ns;
@@ -63,7 +69,9 @@ struct settings {
 	__u32 observe;
 	__u32 generation; /* 0 or 1: which fold counters are being written */
 	__u32 count_closed; /* closed ports alone make a scan */
-	__u32 storm; /* blocks in a minute above which no more are made; 0: no limit */
+	__u32 storm; /* blocks of unproven sources in a minute above which no more are made; 0: no limit */
+	__u32 proof; /* a source must answer a challenge before a block of it may last */
+	__u32 reserved;
 	__u32 rule_count;
 	struct rule rules[RULES];
 };
@@ -93,6 +101,7 @@ struct counters {
 	__u64 would_drop[FAMILIES]; /* observe: recorded or folded, and would have been dropped */
 	__u64 scans[FAMILIES];
 	__u64 probes[FAMILIES]; /* segments that no connection has, dropped in enforce */
+	__u64 acks[FAMILIES]; /* bare acknowledgments that no connection has, of those that were looked at */
 	__u64 probes_untold[FAMILIES]; /* of them: beyond the rate of single records, or no room in the ring */
 	__u64 malformed[MALFORMED_REASONS];
 	__u64 ignored[IGNORED_REASONS];
@@ -102,6 +111,8 @@ struct counters {
 	__u64 refused; /* blocks that found the table full */
 	__u64 frozen; /* blocks not made in a storm of them */
 	__u64 alerts_lost; /* no room in the ring `alerts` */
+	__u64 proven; /* challenges that were answered */
+	__u64 contested; /* sources that gave too many wrong answers */
 };
 
 struct prefix_key {
@@ -124,6 +135,16 @@ struct recent { /* per CPU: an answer of a trie, good while the generation is */
 
 enum source_flag { SOURCE_OWN = 1 << 0, SOURCE_ALLOW = 1 << 1, SOURCE_BLOCK = 1 << 2 };
 
+struct option_bytes {
+	__be32 words[IP_OPTION_ROOM / 4];
+};
+
+struct scratch { /* per CPU */
+	struct recent local;
+	struct option_bytes options; /* a copy of them, for the header walk */
+	struct packet packet; /* being judged: what is read from here is for the verifier anything, however it came here */
+};
+
 struct source {
 	__u64 until_ns; /* of SOURCE_BLOCK, CLOCK_BOOTTIME; 0: forever */
 	__u64 dropped; /* SYNs */
@@ -136,7 +157,7 @@ struct block { /* of a source that scanned; what people block stands in `sources
 	__u64 since_ns;
 	__u64 dropped; /* SYNs; in observe: that would have been */
 	__u32 attachment;
-	__u32 reserved;
+	__s32 challenges; /* that may still be sent to the source */
 };
 
 /* A port and when it was last reached: time (CLOCK_BOOTTIME, low bits cut) | closed | port. */
@@ -178,7 +199,20 @@ struct suspect_set {
 
 struct offender { /* of a source that was blocked by a rule; the table forgets those blocked longest ago */
 	__u64 until_ns; /* of its last block */
-	__u64 count;
+	__u64 proven_ns; /* when it answered a challenge; 0: never */
+	__u64 ports; /* of all its offences, a bit for each; see which_port() */
+	__u32 count; /* of blocks */
+	__u32 doublings; /* of their length */
+	__u32 unanswered; /* challenges */
+	__u32 wrong; /* answers, in the life of the key number `life` */
+	__u32 life;
+	__u32 contested; /* too many of them: it will not be proven */
+};
+
+struct cookies {
+	struct cookie_key keys[2]; /* the present one, and the one before, whose answers may be on their way */
+	__u32 life; /* which key this is; 0: there is none yet */
+	__u32 reserved;
 };
 
 struct storm { /* of blocks; a limit on volume, so updated without a lock */
@@ -189,10 +223,6 @@ struct storm { /* of blocks; a limit on volume, so updated without a lock */
 struct known_ports { /* by configuration; the bit of port 9 is bit 1 of byte 1 */
 	__u8 open[PORT_BYTES];
 	__u8 honeypot[PORT_BYTES];
-};
-
-struct option_bytes { /* per CPU: scratch of the header walk */
-	__be32 words[IP_OPTION_ROOM / 4];
 };
 
 struct fold_key { /* fields that a level does not tell apart are 0 */

@@ -28,6 +28,8 @@
 #define TCP_RST 0x04
 #define TCP_ACK 0x10
 #define TCP_FLAGS 0x3f /* without ECE and CWR */
+#define TCP_HEADER_BYTES 20 /* without options */
+#define BARE_ACK (5 << 12 | TCP_ACK) /* data offset and flags */
 #define TCP_START_BYTES 14 /* up to and with the flags */
 #define FRAGMENT_START_BYTES 16 /* the same in a first fragment: Linux cuts it to a multiple of 8 */
 #define FRAGMENT_LEAST_BYTES 8 /* of any first fragment: the ports are in it */
@@ -81,6 +83,9 @@ struct packet {
 	__u8 probe; /* neither SYN alone, nor with ACK or RST: no sender of TCP makes it */
 	__u8 tiny; /* a first fragment that ends before the TCP flags, which no stack sends either: a probe */
 	__u8 tcp_flags;
+	__u8 network_off; /* of the IP header, from the start of the frame */
+	__u8 bare; /* nothing but an acknowledgment, without options: a probe if no connection has it */
+	__be32 ack_seq; /* of such a one */
 #ifdef REPLAY
 	union address source; /* as the frame has it; saddr is whom the tables know, see tell_hosts_apart() */
 #endif
@@ -122,6 +127,12 @@ static __always_inline enum walk malformed(struct packet *p, enum malformed reas
 /* Keeps the compiler from turning arithmetic on `x` back into branches. */
 #define barrier_var(x) asm volatile("" : "+r"(x))
 
+/*
+ * The target of a jump, where the verifier asks whether it has been here with the same before. Put
+ * where many ways end that make no difference to what follows. The kernel takes the jump out again.
+ */
+#define merge_ways() asm volatile("goto +0")
+
 static __always_inline int is_vlan(__be16 proto)
 {
 	return proto == bpf_htons(ETH_P_8021Q) || proto == bpf_htons(ETH_P_8021AD);
@@ -155,11 +166,28 @@ static __always_inline int is_of_connection(const struct tcp_start *tcp)
 	return tcp->flags & (TCP_ACK | TCP_RST);
 }
 
+/* As the answer to a challenge is, and what ACK scans send. Where both ends use time stamps, no other segment is. */
+static __always_inline int is_bare(const struct tcp_start *tcp)
+{
+	return *(const __be16 *)&tcp->doff == bpf_htons(BARE_ACK);
+}
+
 static __always_inline void take_flags(const struct tcp_start *tcp, struct packet *p)
 {
 	p->tcp_flags = tcp->flags & TCP_FLAGS;
 	p->probe = equal(tcp->flags & (TCP_SYN | TCP_FIN), TCP_SYN) ^ 1;
 	p->tiny = 0;
+	p->bare = 0;
+}
+
+static __always_inline enum walk take_bare(const struct tcp_start *tcp, struct packet *p)
+{
+	take_flags(tcp, p);
+	p->bare = 1;
+	p->sport = tcp->sport;
+	p->dport = tcp->dport;
+	p->ack_seq = tcp->ack_seq;
+	return WALK_SYN;
 }
 
 /* segment: bytes of the TCP segment as the IP header states them. */
@@ -256,6 +284,7 @@ static __always_inline enum walk walk_tiny(void *data, void *data_end, __u64 off
 	p->dport = ports[1];
 	p->tcp_flags = 0;
 	p->probe = p->tiny = 1;
+	p->bare = 0;
 	take_ipv4(ip, off, header, p);
 	return p->options_bytes ? WALK_OPTIONS : WALK_SYN;
 }
@@ -286,8 +315,12 @@ static __always_inline enum walk walk_ipv4(void *data, void *data_end, __u64 off
 	tcp = data + off + header;
 	if ((void *)(tcp + 1) > data_end)
 		return malformed(p, MALFORMED_TRUNCATED);
-	if (is_of_connection(tcp))
-		return WALK_OTHER;
+	if (is_of_connection(tcp)) {
+		if (!is_bare(tcp) || header != sizeof(*ip) || total != sizeof(*ip) + TCP_HEADER_BYTES)
+			return WALK_OTHER;
+		take_ipv4(ip, off, header, p);
+		return take_bare(tcp, p);
+	}
 
 	if (total < header + TCP_START_BYTES)
 		return malformed(p, MALFORMED_IP_HEADER);
@@ -305,6 +338,13 @@ static __always_inline int is_extension(__u8 next)
 {
 	return next == IPPROTO_HOPOPTS || next == IPPROTO_DSTOPTS || next == IPPROTO_ROUTING ||
 	       next == IPPROTO_FRAGMENT;
+}
+
+static __always_inline void take_ipv6(const struct ipv6hdr *ip, struct packet *p)
+{
+	p->ipv6 = *(__u8 *)ip >> 5 & 1;
+	__builtin_memcpy(&p->saddr, &ip->saddr, sizeof(p->saddr));
+	__builtin_memcpy(&p->daddr, &ip->daddr, sizeof(p->daddr));
 }
 
 static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off, struct packet *p)
@@ -358,16 +398,18 @@ static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off
 	tcp = data + off;
 	if ((void *)(tcp + 1) > data_end)
 		return malformed(p, MALFORMED_TRUNCATED);
-	if (is_of_connection(tcp))
-		return WALK_OTHER;
+	if (is_of_connection(tcp)) {
+		if (!is_bare(tcp) || off != start || end != off + TCP_HEADER_BYTES)
+			return WALK_OTHER;
+		take_ipv6(ip, p);
+		return take_bare(tcp, p);
+	}
 
 	if (ip->version != 6 || off + TCP_START_BYTES > end)
 		return malformed(p, MALFORMED_IP_HEADER);
 	if (end > data_end - data)
 		return malformed(p, MALFORMED_TRUNCATED);
-	p->ipv6 = *(__u8 *)ip >> 5 & 1;
-	__builtin_memcpy(&p->saddr, &ip->saddr, sizeof(p->saddr));
-	__builtin_memcpy(&p->daddr, &ip->daddr, sizeof(p->daddr));
+	take_ipv6(ip, p);
 	take_flags(tcp, p);
 	return take_ports(tcp, end - off, fragment & 1, p);
 }

@@ -4,6 +4,7 @@
  * bcc rewrites map methods in the main file only, so they all stand here.
  */
 #include "packet.h"
+#include "challenge.h"
 #include "event.h"
 #include "maps.h"
 #ifdef REPLAY
@@ -14,7 +15,7 @@ BPF_ARRAY(settings, struct settings, 1);
 BPF_ARRAY(attachments, struct attachment, ATTACHMENT_CELLS);
 BPF_PERCPU_ARRAY(counters, struct counters, ATTACHMENTS);
 BPF_F_TABLE("lpm_trie", struct prefix_key, __u32, local, PREFIXES, BPF_F_NO_PREALLOC);
-BPF_PERCPU_ARRAY(recent_local, struct recent, 1);
+BPF_PERCPU_ARRAY(scratch, struct scratch, 1);
 BPF_PERCPU_ARRAY(recent_unlisted, struct recent, RECENT_SOURCES);
 BPF_F_TABLE("lpm_trie", struct prefix_key, struct source, sources, PREFIXES, BPF_F_NO_PREALLOC);
 BPF_ARRAY(marks, struct marks, 1);
@@ -23,11 +24,13 @@ BPF_ARRAY(trackers, struct tracker_set, TRACKER_SETS);
 BPF_ARRAY(suspects, struct suspect_set, SUSPECT_SETS);
 BPF_TABLE("lru_hash", union address, struct offender, offenders, OFFENDERS);
 BPF_ARRAY(storm, struct storm, 1);
+BPF_ARRAY(cookies, struct cookies, 1);
+BPF_PERCPU_ARRAY(challenge_rate, __u64, 1);
+BPF_PERCPU_ARRAY(looks, __u64, 1);
 BPF_ARRAY(known_ports, struct known_ports, 1);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_source, FOLDS);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_port, FOLDS);
 BPF_PERCPU_ARRAY(folds_by_interface, struct fold, ATTACHMENTS * 2);
-BPF_PERCPU_ARRAY(options, struct option_bytes, 1);
 BPF_RINGBUF_OUTPUT(connections, CONNECTIONS_PAGES);
 BPF_RINGBUF_OUTPUT(probes, PROBES_PAGES);
 BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
@@ -49,7 +52,20 @@ BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 #define MINUTE_NS 60000000000ULL
 #define LISTEN 10 /* BPF_TCP_LISTEN */
 
-enum verdict { VERDICT_PASS, VERDICT_ALERT, VERDICT_BLOCKED, VERDICT_LISTED, VERDICT_MARTIAN, VERDICT_FLOW };
+enum verdict { VERDICT_PASS, VERDICT_ALERT, VERDICT_BLOCKED, VERDICT_LISTED, VERDICT_MARTIAN, VERDICT_FLOW, VERDICT_BARE };
+
+struct finding { /* that a rule matches, or a scan is complete: what an alert tells */
+	__u64 until_ns;
+	__u64 closed;
+	__u64 which; /* a bit for each of the ports, as which_port() has it */
+	__u16 ports[SCAN_SLOTS];
+	__u16 port_count;
+	__u8 flags; /* EVENT_SCAN or none */
+	__u8 block; /* enum alert_block */
+	__u8 rule;
+	__u8 evidence; /* enum evidence */
+	__u16 reserved;
+};
 
 struct judgement {
 	struct settings *set;
@@ -57,8 +73,9 @@ struct judgement {
 	struct counters *count;
 	__u64 now;
 	__u32 family; /* enum family */
+	__s32 challenges; /* that may still be sent to a source that is blocked */
 	__u8 flags; /* enum event_flag */
-	__u64 frozen; /* 1: no blocks are made */
+	__u8 frozen; /* 1: no blocks are made */
 };
 
 static __always_inline struct attachment *find_attachment(__u32 ifindex)
@@ -93,12 +110,13 @@ static __always_inline void *frame_end(struct xdp_md *ctx)
 static __always_inline enum walk walk_options(struct xdp_md *ctx, struct packet *p)
 {
 	__be32 *words = frame_start(ctx) + (p->options_off & 0x7f);
-	struct option_bytes *copy;
 	int zero = 0;
+	struct scratch *mine = scratch.lookup(&zero);
+	struct option_bytes *copy;
 
-	copy = options.lookup(&zero);
-	if (!copy)
+	if (!mine)
 		return WALK_OTHER;
+	copy = &mine->options;
 	for (int i = 0; i < IP_OPTION_BYTES / 4; i++) {
 		if ((void *)(words + i + 1) > frame_end(ctx))
 			break; /* of what follows the options there need not be as much */
@@ -157,15 +175,11 @@ static __always_inline int is_recent(const struct recent *recent, const union ad
 }
 
 /* Whether the destination is this host: nearly every SYN goes to the same few addresses. */
-static __always_inline int is_local(const union address *daddr, const struct settings *set)
+static __always_inline int is_local(const union address *daddr, const struct settings *set, struct recent *recent)
 {
 	__u64 generation = set->lists_generation;
 	struct prefix_key key;
-	int zero = 0;
-	struct recent *recent = recent_local.lookup(&zero);
 
-	if (!recent)
-		return 0;
 	if (is_recent(recent, daddr, generation))
 		return 1;
 	key.length = 128;
@@ -228,6 +242,12 @@ static __always_inline struct source *find_source(const struct packet *p, __u64 
 static __always_inline int in_force(__u64 until_ns, __u64 now)
 {
 	return !until_ns || now < until_ns;
+}
+
+static __always_inline int is_listed(const struct source *source, const struct judgement *j)
+{
+	return source && (source->flags & (SOURCE_BLOCK | SOURCE_ALLOW)) == SOURCE_BLOCK &&
+	       in_force(source->until_ns, j->now);
 }
 
 static __always_inline void count_fold_rest(const struct judgement *j)
@@ -374,77 +394,113 @@ static __always_inline __u64 doubled(__u64 length, __u64 times, __u64 most)
 	return length > most >> times ? most : length << times;
 }
 
-/* The end of a block by a rule: twice as long each time, until the source has been quiet. 0: forever. */
-static __always_inline __u64 end_of_block(const struct packet *p, const struct judgement *j)
+static __always_inline struct offender *find_offender(const struct packet *p, const struct judgement *j)
 {
-	__u64 most = j->set->block_ns, length = j->set->first_ns, times = 0;
-	union address key = p->saddr;
-	struct offender now = { .count = 1 }, *before = offenders.lookup(&key);
+	struct offender *found = offenders.lookup((union address *)&p->saddr);
 
-	if (before &&
-	    (!before->until_ns || j->now - before->until_ns < j->set->forget_ns || j->now < before->until_ns)) {
-		times = before->count < DOUBLINGS ? before->count : DOUBLINGS;
-		now.count = times + 1;
+	if (!found || (found->until_ns && j->now >= found->until_ns && j->now - found->until_ns >= j->set->forget_ns))
+		return 0;
+	return found;
+}
+
+/* Whether the source's address has answered: it is no forger's invention. */
+static __always_inline __u8 evidence_of(const struct packet *p, const struct judgement *j)
+{
+	struct offender *offender = find_offender(p, j);
+
+	return offender && offender->proven_ns ? EVIDENCE_PROVEN : EVIDENCE_SEEN;
+}
+
+/*
+ * The end of a block by a rule: twice as long each time the source goes for ports that its offences
+ * were not about (who tries again where a service is down does not), until it has been quiet; but
+ * a short one each time where anybody may have forged it. 0: forever.
+ */
+static __always_inline __u64 end_of_block(const struct packet *p, const struct judgement *j, __u64 which,
+					  struct block *fresh)
+{
+	__u64 most = j->set->block_ns, length = j->set->first_ns, times = 0, until = 0;
+	struct offender *offender = find_offender(p, j);
+
+	if (!offender) {
+		struct offender none = { .ports = which };
+
+		offenders.update((union address *)&p->saddr, &none);
+		offender = offenders.lookup((union address *)&p->saddr);
+		if (!offender)
+			return j->now + UNPROVEN_NS;
 	}
-	if (!length || (!most && times >= DOUBLINGS_FOREVER))
-		now.until_ns = 0;
-	else
-		now.until_ns = j->now + doubled(length, times, most ? most : ~0ULL >> 1);
-	offenders.update(&key, &now);
-	return now.until_ns;
+	if (which & ~offender->ports && offender->doublings < DOUBLINGS)
+		offender->doublings++;
+	offender->ports |= which;
+	offender->count++;
+	if (offender->proven_ns || !j->set->proof) {
+		times = offender->doublings;
+	} else {
+		if (!offender->contested)
+			fresh->challenges = CHALLENGES - offender->unanswered;
+		if (!length || length > UNPROVEN_NS)
+			length = UNPROVEN_NS;
+	}
+	if (length && (most || times < DOUBLINGS_FOREVER))
+		until = j->now + doubled(length, times & DOUBLINGS_MASK, most ? most : ~0ULL >> 1);
+	offender->until_ns = until;
+	return until;
 }
 
 /*
  * A block that is in force and lasts longer stays as it is, and its end is told; a full table
  * refuses. Returns an enum alert_block.
  */
-static __always_inline __u8 block_source(const struct packet *p, const struct judgement *j, __u64 *until_ns)
+static __always_inline __u8 block_source(const struct packet *p, const struct judgement *j, struct block *fresh)
 {
-	struct block fresh = { .until_ns = *until_ns, .since_ns = j->now, .attachment = j->at->id };
-	union address key = p->saddr;
+	union address *key = (union address *)&p->saddr;
 	struct block *old;
 
-	if (!blocks.insert(&key, &fresh))
+	if (!blocks.insert(key, fresh))
 		goto blocked;
-	old = blocks.lookup(&key);
+	old = blocks.lookup(key);
 	if (!old) {
 		j->count->refused++;
 		return ALERT_REFUSED;
 	}
-	if (!in_force(old->until_ns, j->now))
-		blocks.update(&key, &fresh);
-	else if (old->until_ns && (!*until_ns || old->until_ns < *until_ns))
-		old->until_ns = *until_ns;
+	if (!in_force(old->until_ns, j->now)) {
+		blocks.update(key, fresh);
+		goto blocked;
+	}
+	old->challenges = fresh->challenges;
+	if (old->until_ns && (!fresh->until_ns || old->until_ns < fresh->until_ns))
+		old->until_ns = fresh->until_ns;
 	else
-		*until_ns = old->until_ns;
+		fresh->until_ns = old->until_ns;
 blocked:
 	j->count->blocked++;
 	return ALERT_BLOCKED;
 }
 
 /* Whether the source is blocked, each SYN counted where the block stands. */
-static __always_inline int is_blocked(const struct packet *p, const struct judgement *j)
+static __always_inline int is_blocked(const struct packet *p, struct judgement *j)
 {
 	struct block *block = blocks.lookup((union address *)&p->saddr);
 
 	if (!block || !in_force(block->until_ns, j->now))
 		return 0;
+	j->challenges = block->challenges;
 	if (!p->probe)
 		lock_xadd(&block->dropped, 1);
 	return 1;
 }
 
 /* A SYN that was faster than the block writes it itself, so that its drop is counted there. */
-static __always_inline void count_late_drop(const struct packet *p, const struct judgement *j, __u64 blocked_ns)
+static __always_inline void count_late_drop(const struct packet *p, struct judgement *j, __u64 blocked_ns)
 {
 	struct block fresh = { .since_ns = blocked_ns, .dropped = 1, .attachment = j->at->id };
-	union address key = p->saddr;
 
 	if (is_blocked(p, j) || j->now > blocked_ns + BLOCK_WRITE_NS)
 		return;
 	if (j->set->open_ns)
 		fresh.until_ns = blocked_ns + j->set->open_ns; /* the other CPU prolongs it */
-	if (blocks.insert(&key, &fresh))
+	if (blocks.insert((union address *)&p->saddr, &fresh))
 		is_blocked(p, j);
 }
 
@@ -545,19 +601,26 @@ static __always_inline __u64 find_rule(const struct settings *set, __u64 closed,
 	return found;
 }
 
+/* A bit of 64: few ports share one. */
+static __always_inline __u64 which_port(__u64 slot)
+{
+	return ((slot & 0xffff) * 0x9e37 >> 10) & 63;
+}
+
 /*
  * All of it, since the kernel takes no record with bytes that nobody wrote; and without a branch,
  * of which each would make a way of its own through all that follows.
  */
-static __always_inline void begin_alert(struct alert_event *alert, const __u64 *slots, __u32 size, __u32 count)
+static __always_inline void begin_finding(struct finding *found, const __u64 *slots, __u32 size, __u32 count)
 {
-	__builtin_memset(alert, 0, sizeof(*alert));
-	alert->port_count = count;
+	__builtin_memset(found, 0, sizeof(*found));
+	found->port_count = count;
 	for (__u32 i = 0; i < size; i++) {
 		__u64 slot = slots[i] & -below(i, count);
 
-		alert->ports[i] = slot;
-		alert->closed |= (slot / SLOT_CLOSED & 1) << i;
+		found->ports[i] = slot;
+		found->closed |= (slot / SLOT_CLOSED & 1) << i;
+		found->which |= below(i, count) << which_port(slot);
 	}
 }
 
@@ -567,7 +630,7 @@ static __always_inline void begin_alert(struct alert_event *alert, const __u64 *
  * reason, the block has ended or was removed.
  */
 static __always_inline enum verdict track(const struct packet *p, const struct judgement *j, __u64 hash,
-					  struct alert_event *alert, __u64 *blocked_ns)
+					  struct finding *found, __u64 *blocked_ns)
 {
 	int index = (hash >> 32) & (TRACKER_SETS - 1);
 	struct tracker_set *set = trackers.lookup(&index);
@@ -580,7 +643,9 @@ static __always_inline enum verdict track(const struct packet *p, const struct j
 		return VERDICT_PASS;
 	slot = bpf_ntohs(p->dport) | (j->flags & EVENT_CLOSED ? SLOT_CLOSED : 0);
 	bpf_spin_lock(&set->lock);
+	merge_ways();
 	way = choose_way(set->ways, sizeof(set->ways[0]), TRACKER_WAYS, p);
+	merge_ways();
 	if (is_anothers(&way->of, p)) {
 		evicted = way->of.last_ns && now - way->of.last_ns < j->set->window_ns;
 		way->of.saddr = p->saddr;
@@ -598,21 +663,24 @@ static __always_inline enum verdict track(const struct packet *p, const struct j
 		goto unlock;
 	}
 	way->blocked_ns = 0;
+	merge_ways();
 	tick = now & SLOT_TIME;
 	if (is_repeated(way->slots, way->count, tick | slot, j->set->keep_ns))
 		goto unlock;
 	way->count = move_to_front(way->slots, SCAN_SLOTS, way->count, tick | slot, j->set->keep_ns);
+	merge_ways();
 	/* Read again: what the shifting taught the verifier of it would make one way of each of 64. */
 	count = *(volatile __u32 *)&way->count;
 	scan = has_reached(way->slots, SCAN_SLOTS, count, j->set->ports, tick, j->set->window_ns, way->scan_ns, 1);
 	rule = find_rule(j->set, 0, way->slots, SCAN_SLOTS, count, tick, &ports);
+	merge_ways();
 	if (scan | rule) {
 		verdict = VERDICT_ALERT;
 		ports = (ports & (scan - 1)) | (j->set->ports & -scan);
-		begin_alert(alert, way->slots, SCAN_SLOTS, ports);
-		alert->flags = scan * EVENT_SCAN;
-		alert->rule = rule;
-		way->blocked_ns = now & (j->frozen - 1);
+		begin_finding(found, way->slots, SCAN_SLOTS, ports);
+		found->flags = scan * EVENT_SCAN;
+		found->rule = rule;
+		way->blocked_ns = now & ((__u64)j->frozen - 1);
 		way->scan_ns = (way->scan_ns & (scan - 1)) | (tick & -scan);
 		way->count = count & -equal(rule, RULE_NONE);
 	}
@@ -624,7 +692,7 @@ unlock:
 
 /* Of a source that met a closed port: those it has met in the longest window of a rule. */
 static __always_inline enum verdict suspect(const struct packet *p, const struct judgement *j, __u64 hash,
-					    enum verdict verdict, struct alert_event *alert)
+					    enum verdict verdict, struct finding *found)
 {
 	int index = (hash >> 32) & (SUSPECT_SETS - 1);
 	struct suspect_set *set = suspects.lookup(&index);
@@ -636,6 +704,7 @@ static __always_inline enum verdict suspect(const struct packet *p, const struct
 		return verdict;
 	bpf_spin_lock(&set->lock);
 	way = choose_way(set->ways, sizeof(set->ways[0]), SUSPECT_WAYS, p);
+	merge_ways();
 	if (is_anothers(&way->of, p)) {
 		evicted = way->of.last_ns && now - way->of.last_ns < j->set->suspect_ns;
 		way->of.saddr = p->saddr;
@@ -645,18 +714,20 @@ static __always_inline enum verdict suspect(const struct packet *p, const struct
 	if (now < way->of.last_ns)
 		now = way->of.last_ns;
 	way->of.last_ns = now;
+	merge_ways();
 	tick = now & SLOT_TIME;
 	slot = tick | SLOT_CLOSED | bpf_ntohs(p->dport);
 	if (is_repeated(way->slots, way->count, slot, j->set->suspect_ns))
 		goto unlock;
 	way->count = move_to_front(way->slots, SUSPECT_SLOTS, way->count, slot, j->set->suspect_ns);
+	merge_ways();
 	count = *(volatile __u32 *)&way->count;
 	rule = find_rule(j->set, 1, way->slots, SUSPECT_SLOTS, count, tick, &ports);
 	if (rule) {
 		way->count = 0;
-		if (verdict != VERDICT_ALERT || !(alert->flags & EVENT_SCAN))
-			begin_alert(alert, way->slots, SUSPECT_SLOTS, ports);
-		alert->rule = rule;
+		if (verdict != VERDICT_ALERT || !(found->flags & EVENT_SCAN))
+			begin_finding(found, way->slots, SUSPECT_SLOTS, ports);
+		found->rule = rule;
 		verdict = VERDICT_ALERT;
 	}
 unlock:
@@ -666,33 +737,50 @@ unlock:
 }
 
 /* The first thing after a scan: until the block stands, other CPUs have only the tracker to go by. */
-static __always_inline void block_scanner(const struct packet *p, const struct judgement *j, struct alert_event *alert)
+static __always_inline void block_scanner(const struct packet *p, const struct judgement *j, struct finding *found)
 {
-	if (alert->flags & EVENT_SCAN)
+	struct block fresh = { .since_ns = j->now, .attachment = j->at->id };
+
+	if (found->flags & EVENT_SCAN)
 		j->count->scans[j->family]++;
-	alert->until_ns = 0;
+	found->until_ns = 0;
 	if (j->frozen) {
-		alert->block = ALERT_FROZEN;
+		found->block = ALERT_FROZEN;
 		j->count->frozen++;
 		return;
 	}
-	count_block(j);
-	if (alert->rule)
-		alert->until_ns = end_of_block(p, j);
+	found->evidence = evidence_of(p, j);
+	if (found->evidence == EVIDENCE_SEEN)
+		count_block(j);
+	if (found->rule)
+		fresh.until_ns = end_of_block(p, j, found->which, &fresh);
 	else if (j->set->open_ns)
-		alert->until_ns = j->now + j->set->open_ns;
-	alert->block = block_source(p, j, &alert->until_ns);
+		fresh.until_ns = j->now + j->set->open_ns;
+	found->block = block_source(p, j, &fresh);
+	found->until_ns = fresh.until_ns;
 }
 
-static __always_inline void raise_alert(const struct packet *p, const struct judgement *j, struct alert_event *alert)
+static __always_inline void raise_alert(const struct packet *p, const struct judgement *j, const struct finding *found)
 {
+	struct alert_event *alert = alerts.ringbuf_reserve(sizeof(*alert));
+
+	if (!alert) {
+		j->count->alerts_lost++;
+		return;
+	}
 	alert->boot_ns = j->now;
+	alert->until_ns = found->until_ns;
 	__builtin_memcpy(alert->saddr, SOURCE_OF(p), sizeof(alert->saddr));
 	__builtin_memcpy(alert->daddr, &p->daddr, sizeof(alert->daddr));
 	alert->attachment = j->at->id;
-	alert->flags |= (j->flags & EVENT_IPV6) | (j->set->observe ? EVENT_WOULD_DROP : 0);
-	if (alerts.ringbuf_output(alert, sizeof(*alert), 0))
-		j->count->alerts_lost++;
+	alert->flags = found->flags | (j->flags & EVENT_IPV6) | (j->set->observe ? EVENT_WOULD_DROP : 0);
+	alert->block = found->block;
+	alert->port_count = found->port_count;
+	alert->rule = found->rule;
+	alert->evidence = found->evidence;
+	__builtin_memcpy(alert->ports, found->ports, sizeof(alert->ports));
+	alert->closed = found->closed;
+	alerts.ringbuf_submit(alert, 0);
 }
 
 /*
@@ -706,8 +794,8 @@ static __always_inline __u8 port_state(struct xdp_md *ctx, const struct packet *
 	__u64 state = 0, found, listens;
 	__u32 size;
 
-	if (known && is_marked(known->open, bpf_ntohs(p->dport)))
-		return EVENT_OPEN;
+	if (is_marked(known->open, bpf_ntohs(p->dport)))
+		return (p->bare ^ 1) * EVENT_OPEN; /* whoever serves it has the connections, too */
 #ifdef REPLAY
 	return replay_port_state(ctx);
 #endif
@@ -737,7 +825,7 @@ static __always_inline __u8 port_state(struct xdp_md *ctx, const struct packet *
 
 /* Blocks come before the lists: user space takes every source that is allowed out of `blocks`. */
 static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packet *p, struct judgement *j,
-					  struct alert_event *alert, __u64 *blocked_ns)
+					  struct finding *found, __u64 *blocked_ns)
 {
 	enum verdict verdict = VERDICT_PASS;
 	struct known_ports *known;
@@ -745,70 +833,202 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packe
 	int zero = 0;
 	__u64 hash;
 
-	if (!p->probe && is_blocked(p, j))
-		return VERDICT_BLOCKED;
-	known = known_ports.lookup(&zero);
-	if (p->probe) {
-		j->flags |= port_state(ctx, p, known);
-		if (HAS_FLOWS && !(j->flags & (EVENT_OPEN | EVENT_CLOSED)))
-			return VERDICT_FLOW;
-		if (is_blocked(p, j))
+	if (is_blocked(p, j)) {
+		if (!p->probe && j->challenges <= 0)
 			return VERDICT_BLOCKED;
+		verdict = VERDICT_BLOCKED;
 	}
 	hash = hash_of(&p->saddr, j->set->seed);
 	source = find_source(p, hash, j->set);
-	if (source) {
-		if (source->flags & SOURCE_OWN && !(j->at->flags & ATTACHMENT_LOOPBACK))
-			return VERDICT_MARTIAN;
-		if (source->flags & SOURCE_BLOCK && in_force(source->until_ns, j->now) &&
-		    !(source->flags & SOURCE_ALLOW)) {
-			if (!p->probe)
-				lock_xadd(&source->dropped, 1);
-			return VERDICT_LISTED;
+	if (source && source->flags & SOURCE_OWN && !(j->at->flags & ATTACHMENT_LOOPBACK))
+		return VERDICT_MARTIAN;
+	if (is_listed(source, j)) {
+		verdict = VERDICT_LISTED;
+		if (!p->probe) {
+			lock_xadd(&source->dropped, 1);
+			return verdict;
 		}
 	}
-	if (!p->probe)
-		j->flags |= port_state(ctx, p, known);
+	known = known_ports.lookup(&zero);
+	if (!known)
+		return VERDICT_PASS;
+	verdict = blur(verdict, p->dport); /* one way on from here, not one per answer */
+	j->flags |= blur(port_state(ctx, p, known), p->dport);
+	if (HAS_FLOWS && p->probe && !(j->flags & (EVENT_OPEN | EVENT_CLOSED)))
+		return VERDICT_FLOW;
+	if (p->bare)
+		return VERDICT_BARE;
+	if (verdict != VERDICT_PASS)
+		return verdict;
 	if (source && source->flags & SOURCE_ALLOW) {
 		j->flags |= EVENT_ALLOWED;
 		return VERDICT_PASS;
 	}
 	j->frozen = is_storm(j);
+	if (j->frozen) /* not of those who have proven */
+		j->frozen = evidence_of(p, j) == EVIDENCE_SEEN;
+	j->frozen = blur(j->frozen, p->dport) & 1;
 	if (j->flags & EVENT_CLOSED || !j->set->count_closed)
-		verdict = track(p, j, hash, alert, blocked_ns);
+		verdict = track(p, j, hash, found, blocked_ns);
 	if (verdict == VERDICT_BLOCKED)
 		return verdict;
 	if (j->flags & EVENT_CLOSED && j->set->suspect_ns)
-		verdict = suspect(p, j, hash, verdict, alert);
-	if (known && is_marked(known->honeypot, bpf_ntohs(p->dport))) {
+		verdict = suspect(p, j, hash, verdict, found);
+	if (is_marked(known->honeypot, bpf_ntohs(p->dport))) {
 		if (verdict != VERDICT_ALERT) {
 			__u64 slot = bpf_ntohs(p->dport) | (j->flags & EVENT_CLOSED ? SLOT_CLOSED : 0);
 
-			begin_alert(alert, &slot, 1, 1);
+			begin_finding(found, &slot, 1, 1);
 		}
-		alert->rule = RULE_HONEYPOT;
+		found->rule = RULE_HONEYPOT;
 		verdict = VERDICT_ALERT;
 	}
 	return verdict;
 }
 
+#ifndef REPLAY
+/* Whether this CPU may send one more: the host is no mirror for who forges addresses. */
+static __always_inline int may_challenge(const struct packet *p, const struct judgement *j)
+{
+	int zero = 0;
+	__u64 *due = challenge_rate.lookup(&zero);
+	struct block *block = blocks.lookup((union address *)&p->saddr);
+	struct offender *offender = offenders.lookup((union address *)&p->saddr);
+	__u64 next;
+
+	if (!due || !block || !offender || offender->contested || offender->proven_ns)
+		return 0;
+	next = (*due < j->now ? j->now : *due) + CHALLENGE_GAP_NS;
+	if (next - j->now > CHALLENGE_BURST_NS)
+		return 0;
+	*due = next;
+	lock_xadd(&block->challenges, -1);
+	lock_xadd(&offender->unanswered, 1);
+	return 1;
+}
+
+/* Whether a segment has the plain form that clients send; if so its numbers. */
+static __always_inline int read_numbers(struct xdp_md *ctx, const struct packet *p, __be32 *seq, __be32 *ack)
+{
+	struct answer4 *four = frame_start(ctx) + (p->network_off & 0x7f);
+	struct answer6 *six = (void *)four;
+
+	if ((void *)(four + 1) > frame_end(ctx))
+		return 0;
+	*seq = four->tcp.seq;
+	*ack = four->tcp.ack_seq;
+	if (!p->ipv6)
+		return four->ip.ihl == 5 && !(four->ip.frag_off & bpf_htons(0x3fff));
+	if ((void *)(six + 1) > frame_end(ctx))
+		return 0;
+	*seq = six->tcp.seq;
+	*ack = six->tcp.ack_seq;
+	return six->ip.nexthdr == IPPROTO_TCP;
+}
+
+static __always_inline int write_answer(struct xdp_md *ctx, const struct packet *p, __be32 seq, __be32 ack,
+					__u16 flags)
+{
+	int length = p->network_off + (p->ipv6 ? sizeof(struct answer6) : sizeof(struct answer4));
+	__u64 present = frame_end(ctx) - frame_start(ctx);
+	struct answer4 *four;
+	struct answer6 *six;
+	struct ethhdr *eth;
+
+	barrier_var(present); /* the difference of pointers, not a sum with one of them */
+	if (bpf_xdp_adjust_tail(ctx, length - (int)present))
+		return 0;
+	eth = frame_start(ctx);
+	four = frame_start(ctx) + (p->network_off & 0x7f);
+	six = (void *)four;
+	if ((void *)(eth + 1) > frame_end(ctx) || (void *)(four + 1) > frame_end(ctx))
+		return 0;
+	swap_macs(eth);
+	if (!p->ipv6) {
+		answer_ipv4(&four->ip, p);
+		answer_tcp(&four->tcp, p, seq, ack, flags);
+		return 1;
+	}
+	if ((void *)(six + 1) > frame_end(ctx))
+		return 0;
+	answer_ipv6(&six->ip, p);
+	answer_tcp(&six->tcp, p, seq, ack, flags);
+	return 1;
+}
+
+/*
+ * Whether the acknowledgment is that of a challenge. A source may err a few times only, so that
+ * cookies cannot be guessed.
+ */
+static __always_inline int is_proof(const struct packet *p, const struct judgement *j, const struct cookies *secret)
+{
+	struct offender *offender = offenders.lookup((union address *)&p->saddr);
+	__u32 cookie = bpf_ntohl(p->ack_seq) - 1;
+
+	if (!offender || !offender->unanswered || offender->contested)
+		return 0;
+	if (cookie == cookie_of(&secret->keys[0], p) || cookie == cookie_of(&secret->keys[1], p)) {
+		offender->proven_ns = j->now;
+		offender->unanswered = 0;
+		j->count->proven++;
+		return 1;
+	}
+	if (offender->life != secret->life) {
+		offender->life = secret->life;
+		offender->wrong = 0;
+	}
+	lock_xadd(&offender->wrong, 1);
+	if (offender->wrong > WRONG_ANSWERS) {
+		offender->contested = 1;
+		j->count->contested++;
+	}
+	return 0;
+}
+
+/*
+ * Turns a SYN into the challenge, and the acknowledgment that answers one into the reset that ends
+ * what the client takes for a connection; 0 where it does not.
+ */
+static __always_inline int challenge(struct xdp_md *ctx, const struct packet *p, const struct judgement *j)
+{
+	int zero = 0;
+	struct cookies *secret = cookies.lookup(&zero);
+	__be32 seq, ack;
+
+	if (!secret || !secret->life || !read_numbers(ctx, p, &seq, &ack))
+		return 0;
+	if (p->bare)
+		return is_proof(p, j, secret) && write_answer(ctx, p, ack, 0, TCP_RST);
+	if (!may_challenge(p, j))
+		return 0;
+	ack = bpf_htonl(bpf_ntohl(seq) + 1);
+	seq = bpf_htonl(cookie_of(&secret->keys[0], p));
+	return write_answer(ctx, p, seq, ack, TCP_SYN | TCP_ACK);
+}
+#endif
+
+/* What becomes of the packet; XDP_TX: see challenge(). */
 static __always_inline int act(struct xdp_md *ctx, const struct packet *p, struct judgement *j)
 {
-	struct alert_event alert;
+	struct finding found;
 	__u64 blocked_ns = 0;
 	enum verdict verdict;
 	int drop;
 
-	verdict = judge(ctx, p, j, &alert, &blocked_ns);
+	verdict = judge(ctx, p, j, &found, &blocked_ns);
 	if (verdict == VERDICT_FLOW)
 		return XDP_PASS;
+	if (verdict == VERDICT_BARE) {
+		j->count->acks[j->family]++;
+		return j->set->observe ? XDP_PASS : XDP_TX;
+	}
 	if (verdict == VERDICT_MARTIAN) {
 		j->count->ignored[IGNORED_MARTIAN] += !p->probe;
 		return XDP_PASS;
 	}
 	j->count->syns[j->family] += !p->probe;
 	if (verdict == VERDICT_ALERT)
-		block_scanner(p, j, &alert);
+		block_scanner(p, j, &found);
 	if (blocked_ns && !p->probe)
 		count_late_drop(p, j, blocked_ns);
 	drop = verdict == VERDICT_BLOCKED || verdict == VERDICT_LISTED;
@@ -820,6 +1040,8 @@ static __always_inline int act(struct xdp_md *ctx, const struct packet *p, struc
 	} else if (drop && !p->probe) {
 		__u32 reason = verdict == VERDICT_LISTED ? DROP_LIST : DROP_SCAN;
 
+		if (j->challenges > 0 && j->flags & EVENT_CLOSED)
+			return XDP_TX;
 		j->count->dropped[reason * FAMILIES + j->family]++;
 		return XDP_DROP;
 	}
@@ -828,7 +1050,7 @@ static __always_inline int act(struct xdp_md *ctx, const struct packet *p, struc
 	else
 		record_connection(p, j);
 	if (verdict == VERDICT_ALERT)
-		raise_alert(p, j, &alert);
+		raise_alert(p, j, &found);
 	return drop && !j->set->observe ? XDP_DROP : XDP_PASS;
 }
 
@@ -838,10 +1060,32 @@ static __always_inline void count_malformed(struct counters *count, __u8 reason)
 		count->malformed[reason]++;
 }
 
-int packetwatch(struct xdp_md *ctx)
+/*
+ * A bare acknowledgment is looked at in turn only: where a peer uses no time stamps, most of what it
+ * sends is like that, and has its connection. User space fills the turns up.
+ */
+static __always_inline int may_look(void)
+{
+#ifndef REPLAY
+	int zero = 0;
+	__u64 *left = looks.lookup(&zero);
+
+	if (left && *left) {
+		(*left)--;
+		return 1;
+	}
+#endif
+	return 0; /* what connections a host had, a capture does not tell */
+}
+
+/*
+ * What has to be judged: a packet that is for this host, copied into the scratch. It has a room of
+ * its own, so that the stack is free afterwards. Null where nothing is to be done.
+ */
+static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement *j)
 {
 	struct packet packet;
-	struct judgement j;
+	struct scratch *mine;
 	enum walk walk;
 	__be16 proto = 0;
 	int id, zero = 0;
@@ -852,43 +1096,70 @@ int packetwatch(struct xdp_md *ctx)
 	if (walk == WALK_OPTIONS)
 		walk = walk_options(ctx, &packet);
 	if (walk == WALK_OTHER)
-		return XDP_PASS;
-	j.at = find_attachment(INGRESS(ctx));
-	if (!j.at)
-		return XDP_PASS;
-	id = j.at->id;
-	j.count = counters.lookup(&id);
-	j.set = settings.lookup(&zero);
-	if (!j.count || !j.set)
-		return XDP_PASS;
+		return 0;
+	if (packet.bare && walk == WALK_SYN && !may_look())
+		return 0;
+	packet.network_off = off;
+	j->at = find_attachment(INGRESS(ctx));
+	if (!j->at)
+		return 0;
+	id = j->at->id;
+	j->count = counters.lookup(&id);
+	j->set = settings.lookup(&zero);
+	mine = scratch.lookup(&zero);
+	if (!j->count || !j->set || !mine)
+		return 0;
 	if (walk == WALK_MALFORMED) {
-		count_malformed(j.count, packet.reason);
-		return XDP_PASS;
+		count_malformed(j->count, packet.reason);
+		return 0;
 	}
 	if (walk == WALK_IGNORED) {
-		j.count->ignored[IGNORED_SOURCE_ROUTE]++;
-		return XDP_PASS;
+		j->count->ignored[IGNORED_SOURCE_ROUTE]++;
+		return 0;
 	}
 	if (packet.tiny)
-		count_malformed(j.count, MALFORMED_FRAGMENT);
-	if (is_foreign_mac(ctx, j.at)) {
-		j.count->ignored[IGNORED_FOREIGN_MAC] += !packet.probe;
-		return XDP_PASS;
+		count_malformed(j->count, MALFORMED_FRAGMENT);
+	if (is_foreign_mac(ctx, j->at)) {
+		j->count->ignored[IGNORED_FOREIGN_MAC] += !packet.probe;
+		return 0;
 	}
-	if ((packet.ipv6 && is_mapped(&packet.daddr)) || !is_local(&packet.daddr, j.set)) {
-		j.count->ignored[IGNORED_NOT_LOCAL] += !packet.probe;
-		return XDP_PASS;
+	if ((packet.ipv6 && is_mapped(&packet.daddr)) || !is_local(&packet.daddr, j->set, &mine->local)) {
+		j->count->ignored[IGNORED_NOT_LOCAL] += !packet.probe;
+		return 0;
 	}
-	if (is_martian(&packet, j.at->flags & ATTACHMENT_LOOPBACK)) {
-		j.count->ignored[IGNORED_MARTIAN] += !packet.probe;
-		return XDP_PASS;
+	if (is_martian(&packet, j->at->flags & ATTACHMENT_LOOPBACK)) {
+		j->count->ignored[IGNORED_MARTIAN] += !packet.probe;
+		return 0;
 	}
 #ifdef REPLAY
-	tell_hosts_apart(ctx, &packet, j.set->seed);
+	tell_hosts_apart(ctx, &packet, j->set->seed);
 #endif
-	j.family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
-	j.flags = packet.ipv6 ? EVENT_IPV6 : 0;
-	j.frozen = 0;
+	mine->packet = packet;
+	return &mine->packet;
+}
+
+int packetwatch(struct xdp_md *ctx)
+{
+	struct judgement j = {};
+	struct packet *p = take(ctx, &j);
+	int action;
+
+	if (!p)
+		return XDP_PASS;
+	j.family = p->ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
+	j.flags = p->ipv6 ? EVENT_IPV6 : 0;
 	j.now = NOW_NS();
-	return act(ctx, &packet, &j);
+	action = act(ctx, p, &j);
+#ifndef REPLAY
+	if (action == XDP_TX) {
+		int answered = challenge(ctx, p, &j);
+		__u32 reason = answered ? DROP_CHALLENGE : DROP_SCAN;
+
+		if (p->bare)
+			return answered ? XDP_TX : XDP_PASS;
+		j.count->dropped[reason * FAMILIES + j.family]++;
+		return answered ? XDP_TX : XDP_DROP;
+	}
+#endif
+	return action;
 }

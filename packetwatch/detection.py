@@ -19,6 +19,8 @@ TICK_NS = 1 << 17
 SUSPECT_SLOTS = 16
 #: See bpf/packetwatch.c.
 DOUBLINGS, DOUBLINGS_FOREVER = 16, 10
+#: The longest block of a source that may be forged.
+UNPROVEN_NS = 60_000_000_000
 
 PASS, SCAN, DROP, WOULD_DROP = "pass", "scan", "drop", "would_drop"
 
@@ -146,11 +148,21 @@ def finding(slots: list[Slot], scan: bool, rule: int) -> Finding:
     return Finding(tuple(port for _, port, _ in oldest_first), closed, scan, rule)
 
 
-def block_length(longest_ns: int, first_ns: int, times: int) -> int:
-    """Of a source that was blocked so many times before; 0 is forever, here and there."""
-    if not first_ns or (not longest_ns and times >= DOUBLINGS_FOREVER):
+def which_ports(ports: Sequence[int]) -> int:
+    """A bit of 64 for each, which few share."""
+    which = 0
+    for port in ports:
+        which |= 1 << (port * 0x9E37 >> 10 & 63)
+    return which
+
+
+def block_length(longest_ns: int, first_ns: int, doublings: int, proven: bool = True) -> int:
+    """Of a block by a rule; 0 is forever, here and there."""
+    if not proven:
+        return min(length for length in (longest_ns, first_ns, UNPROVEN_NS) if length)
+    if not first_ns or (not longest_ns and doublings >= DOUBLINGS_FOREVER):
         return 0
-    length = first_ns << min(times, DOUBLINGS)
+    length = first_ns << min(doublings, DOUBLINGS)
     return min(longest_ns, length) if longest_ns else length
 
 
@@ -170,6 +182,7 @@ class Blocks(NamedTuple):
     first_ns: int
     open_ns: int  #: of a scan that no rule matches
     forget_ns: int = 0
+    proof: bool = False  #: sources that have not proven that they own their address are blocked for a short time only
 
 
 class Guard:
@@ -190,7 +203,8 @@ class Guard:
         self.enforce = enforce
         self.sources: Mapping[Prefix, rules.Source] = sources or {}
         self.blocks: dict[bytes, int] = {}
-        self._offenders: dict[bytes, tuple[int, int]] = {}  # end of the last block, number of blocks
+        self._offenders: dict[bytes, tuple[int, int, int]] = {}  # end of the last block, doublings, ports
+        self._proven: set[bytes] = set()
 
     def judge(self, source: bytes, port: int, now_ns: int, closed: bool = True) -> Verdict:
         listed = rules.lookup(self.sources, source)
@@ -204,19 +218,28 @@ class Guard:
         found = self.detector.syn(source, port, now_ns, closed)
         if found is None:
             return Verdict(PASS)
-        self.blocks[source] = self._end(source, now_ns, found.rule)
+        self.blocks[source] = self._end(source, now_ns, found)
         return Verdict(SCAN, found.ports, self.blocks[source], found.rule)
 
-    def _end(self, source: bytes, now_ns: int, rule: int) -> int:
-        """By a rule it doubles each time, until the source has been quiet."""
-        if not rule:
+    def prove(self, source: bytes) -> None:
+        """The source, which has been blocked, has answered a challenge."""
+        self._proven.add(source)
+
+    def _end(self, source: bytes, now_ns: int, found: Finding) -> int:
+        """By a rule it doubles with each offence that has new ports, until the source has been quiet."""
+        if not found.rule:
             return now_ns + self.lengths.open_ns if self.lengths.open_ns else 0
-        last_ns, times = self._offenders.get(source, (0, 0))
-        if times and last_ns and now_ns - last_ns >= self.lengths.forget_ns:
-            times = 0
-        length = block_length(self.lengths.longest_ns, self.lengths.first_ns, times)
+        which = which_ports(found.ports)
+        last_ns, doublings, before = self._offenders.get(source, (0, 0, which))
+        if last_ns and now_ns - last_ns >= self.lengths.forget_ns:
+            doublings, before = 0, which
+            self._proven.discard(source)
+        if which & ~before:
+            doublings = min(doublings + 1, DOUBLINGS)
+        proven = source in self._proven or not self.lengths.proof
+        length = block_length(self.lengths.longest_ns, self.lengths.first_ns, doublings, proven)
         until_ns = now_ns + length if length else 0
-        self._offenders[source] = (until_ns, min(times, DOUBLINGS) + 1)
+        self._offenders[source] = (until_ns, doublings, before | which)
         return until_ns
 
     def _drop(self, until_ns: int) -> Verdict:

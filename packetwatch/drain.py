@@ -158,6 +158,7 @@ class Drain:
                 until_ns=alert.until_ns,
                 reason=_reason(alert),
                 rule=self._name_rule(alert.rule) or None,
+                evidence=event.EVIDENCE[alert.evidence],
                 mode=mode,
             )
 

@@ -16,7 +16,7 @@ SCAN_SLOTS = 64
 #: Ports travel in network byte order, everything else in the host's.
 CONNECTION = struct.Struct("=8xQ16s16s2s2sHBx")
 PROBE = struct.Struct("=8xQ16s16s2s2sHBB")  #: the same, with the TCP flags
-ALERT = struct.Struct(f"=8xQQ16s16sHBBHBx{SCAN_SLOTS}HQ")
+ALERT = struct.Struct(f"=8xQQ16s16sHBBHBB{SCAN_SLOTS}HQ")
 
 IPV6 = 1 << 0
 ALLOWED = 1 << 1
@@ -27,6 +27,9 @@ SCAN = 1 << 5  #: of an alert: a scan was completed
 
 NO_BLOCK, BLOCKED, REFUSED, FROZEN = range(4)
 NO_RULE, HONEYPOT = 0, 255
+
+#: enum evidence: that packets come from who owns their source address.
+EVIDENCE = ("seen", "proven")
 
 TCP_FLAGS = ("FIN", "SYN", "RST", "PSH", "ACK", "URG")  #: from the lowest bit
 
@@ -60,6 +63,7 @@ class Alert(NamedTuple):
     flags: int
     block: int  #: NO_BLOCK, BLOCKED, REFUSED (table full) or FROZEN (too many in this minute)
     rule: int  #: number of the rule that blocks, from 1; NO_RULE or HONEYPOT
+    evidence: int  #: index into EVIDENCE
     ports: tuple[int, ...]  #: in the order of their last SYN, oldest first
     closed: tuple[int, ...]  #: those of them that nothing listened on
 
@@ -88,6 +92,7 @@ class Notice(NamedTuple):
     port_state: Optional[str] = None  #: open or closed
     allowed: Optional[bool] = None  #: True of a probe whose source is on the allow list
     tcp_flags: Optional[str] = None  #: of a probe, as in FIN,PSH,URG; empty is none
+    evidence: Optional[str] = None  #: of a block: seen or proven
 
 
 class Batch(NamedTuple):
@@ -111,9 +116,9 @@ def probes(frames: bytes | memoryview) -> Iterator[Probe]:
 
 def alerts(frames: bytes | memoryview) -> Iterator[Alert]:
     """The alerts of a run of ring frames; ports come back oldest first."""
-    for *head, count, rule, ports, bits in map(_grouped, ALERT.iter_unpack(frames)):
+    for *head, count, rule, evidence, ports, bits in map(_grouped, ALERT.iter_unpack(frames)):
         closed = [port for number, port in enumerate(ports[:count]) if bits >> number & 1]
-        yield Alert._make((*head, rule, tuple(ports[:count][::-1]), tuple(closed[::-1])))
+        yield Alert._make((*head, rule, evidence, tuple(ports[:count][::-1]), tuple(closed[::-1])))
 
 
 def _grouped(words: tuple[Any, ...]) -> tuple[Any, ...]:

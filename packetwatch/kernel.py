@@ -21,6 +21,8 @@ from packetwatch.summary import Fold
 
 _U32 = struct.Struct("=I")
 _PAIR = len(FAMILIES)
+_KEY_BYTES = 16  # of SipHash
+_LIVES = (1 << 32) - 1
 _SETS_READ = 16384  # of trackers: all of them at the default size
 
 
@@ -51,7 +53,8 @@ class KernelSettings(NamedTuple):
     observe: int  #: 0 or 1
     generation: int
     count_closed: int  #: 0 or 1
-    storm: int  #: blocks in a minute; 0: no limit
+    storm: int  #: blocks of unproven sources in a minute; 0: no limit
+    proof: int  #: 0 or 1: a source must answer a challenge before a block of it may last
     rules: tuple[KernelRule, ...]  #: at most program.RULES
 
     def pack(self) -> bytes:
@@ -87,6 +90,7 @@ class Counters(NamedTuple):
     would_drop: tuple[int, ...]
     scans: tuple[int, ...]
     probes: tuple[int, ...]
+    acks: tuple[int, ...]
     probes_untold: tuple[int, ...]
     malformed: tuple[int, ...]
     ignored: tuple[int, ...]
@@ -96,6 +100,8 @@ class Counters(NamedTuple):
     refused: int
     frozen: int
     alerts_lost: int
+    proven: int
+    contested: int
 
     @classmethod
     def of(cls, words: tuple[int, ...]) -> Counters:
@@ -113,7 +119,7 @@ class Counters(NamedTuple):
         return Counters.of(tuple(a + b for a, b in zip(self.words(), other.words())))
 
 
-_WIDTHS = (*[_PAIR] * 3, len(DROP_REASONS) * _PAIR, *[_PAIR] * 5, len(MALFORMED), len(IGNORED))
+_WIDTHS = (*[_PAIR] * 3, len(DROP_REASONS) * _PAIR, *[_PAIR] * 6, len(MALFORMED), len(IGNORED))
 COUNTER_WORDS = sum(_WIDTHS) + len(Counters._fields) - len(_WIDTHS)
 ZERO = Counters.of((0,) * COUNTER_WORDS)
 
@@ -139,10 +145,17 @@ class Track(NamedTuple):
 
 
 class Offender(NamedTuple):
-    """A source that rules have blocked: the end of the last block (CLOCK_BOOTTIME, 0 is forever) and their number."""
+    """A source that rules have blocked; times are CLOCK_BOOTTIME in ns."""
 
-    until_ns: int
+    until_ns: int  #: end of the last block; 0 is forever
+    proven_ns: int  #: when its address answered a challenge; 0: it never has
+    ports: int  #: of all its offences, a bit for each: detection.which_ports()
     blocks: int
+    doublings: int  #: of their length
+    unanswered: int  #: challenges
+    wrong: int  #: answers, in the life of one key
+    life: int  #: which key that was
+    contested: int  #: 1: too many of them, it will not be proven
 
 
 class Block(NamedTuple):
@@ -153,6 +166,7 @@ class Block(NamedTuple):
     since_ns: int
     dropped: int
     attachment: int
+    challenges: int = 0  #: that may still be sent to it
 
     def in_force(self, now_ns: int) -> bool:
         return not self.until_ns or now_ns < self.until_ns
@@ -281,6 +295,23 @@ class Kernel:
         if count:
             libbpf.update(self.maps["folds_by_interface"], key, bytes(size * self._cpus))
             yield Fold("interface", attachment, None, None, count, min(since for n, since in parts if n))
+
+    # the challenge, and segments that no connection has
+
+    def allow_looks(self, each: int) -> None:
+        """How many bare acknowledgments each CPU may look at from now on."""
+        libbpf.update(self.maps["looks"], _U32.pack(0), struct.pack("=Q", each) * self._cpus)
+
+    def turn_cookies(self) -> None:
+        """A new key for the challenges to come; the answers to those of the key till now still count."""
+        value = libbpf.lookup(self.maps["cookies"], _U32.pack(0), program.COOKIES.size)
+        assert value is not None
+        key, _, life = program.COOKIES.unpack(value)
+        libbpf.update(
+            self.maps["cookies"],
+            _U32.pack(0),
+            program.COOKIES.pack(os.urandom(_KEY_BYTES), key if life else os.urandom(_KEY_BYTES), life % _LIVES + 1),
+        )
 
     # ports that configuration knows
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 FAMILIES = ("ipv4", "ipv6")  #: enum family
-DROP_REASONS = ("scan", "list")  #: enum drop_reason
+DROP_REASONS = ("scan", "list", "challenge")  #: enum drop_reason
 
 #: enum malformed
 MALFORMED = (
@@ -55,6 +55,9 @@ METRICS = (
     Metric("packetwatch_blocked_sources", "gauge", (), "Sources and prefixes blocked now."),
     Metric("packetwatch_probes", "counter", _IF, "Segments of no connection: FIN, NULL, XMAS and the like."),
     Metric("packetwatch_probes_untold", "counter", _IF, "Probes that came too fast for a record of each."),
+    Metric("packetwatch_acks", "counter", _IF, "Bare acknowledgments that no connection has: ACK and window scans."),
+    Metric("packetwatch_sources_proven", "counter", (), "Sources that have answered a challenge."),
+    Metric("packetwatch_sources_contested", "counter", (), "Sources that have given too many wrong answers to it."),
     Metric("packetwatch_malformed", "counter", ("reason",), "Frames that could not be walked."),
     Metric("packetwatch_syns_ignored", "counter", ("reason",), "SYNs that this host itself would not take."),
     Metric("packetwatch_alerts_lost", "counter", (), "Scan records lost for want of room; the block stands."),

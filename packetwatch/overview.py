@@ -105,6 +105,11 @@ def _blocked(answer: Answer) -> list[str]:
     ]
 
 
+def _challenges(answer: Answer) -> list[str]:
+    sent = answer.get("challenges")
+    return [f"{sent} sent, {answer.get('proven', 0)} sources have answered" if sent else ""]
+
+
 def _lost(answer: Answer) -> list[str]:
     ledger = answer.get("ledger")
     lost = ledger.get("connections_lost", 0) if isinstance(ledger, Mapping) else 0
@@ -189,6 +194,8 @@ SUBJECTS: tuple[tuple[str, Callable[[Answer], list[str]]], ...] = (
     ("", _by_interface),
     ("Scans", lambda answer: [str(answer.get("scans", 0))]),
     ("Probes", lambda answer: [str(answer["probes"]) if answer.get("probes") else ""]),
+    ("ACKs of nothing", lambda answer: [str(answer["acks"]) if answer.get("acks") else ""]),
+    ("Challenges", _challenges),
     ("Blocked now", _blocked),
     ("Lost", _lost),
     ("Records", _records),

@@ -16,7 +16,7 @@ from packetwatch import event
 
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 FUNCTION = "packetwatch"
-LAYOUT = 2  #: of records and map values; raise it with every change of one
+LAYOUT = 3  #: of records and map values; raise it with every change of one
 ATTACHMENTS = 64
 ATTACHMENT_CELLS = 256
 ATTACHMENT_PROBES = 8
@@ -34,7 +34,7 @@ MAPS = (
     "attachments",
     "counters",
     "local",
-    "recent_local",
+    "scratch",
     "recent_unlisted",
     "sources",
     "marks",
@@ -43,24 +43,27 @@ MAPS = (
     "suspects",
     "offenders",
     "storm",
+    "cookies",
+    "challenge_rate",
+    "looks",
     "known_ports",
     "folds_by_source",
     "folds_by_port",
     "folds_by_interface",
-    "options",
     "connections",
     "probes",
     "alerts",
 )
 
-SETTINGS = struct.Struct(f"=QQQQQQQQQQQQIIIIII{RULES * 'QII'}")
+SETTINGS = struct.Struct(f"=QQQQQQQQQQQQIIIIII4xI{RULES * 'QII'}")
 ATTACHMENT = struct.Struct("=QQIHB6s3x")
 PREFIX_KEY = struct.Struct("=I16s")
 SOURCE = struct.Struct("=QQII")
-BLOCK = struct.Struct("=QQQIxxxx")
+BLOCK = struct.Struct("=QQQIi")
 TRACKER_HEAD = struct.Struct("=16sQQQIxxxx")  #: saddr, last, blocked, scan, count; the slots follow
 SUSPECT_HEAD = struct.Struct("=16sQIxxxx")
-OFFENDER = struct.Struct("=QQ")
+OFFENDER = struct.Struct("=QQQIIIIII")
+COOKIES = struct.Struct("=16s16sIxxxx")
 FOLD_KEY = struct.Struct("=16s2sHI")
 FOLD = struct.Struct("=QQ")
 REPLAY_HEADER = struct.Struct("=QIBBxx")  #: now_ns, ifindex, port_state, hosts: bpf/replay.h

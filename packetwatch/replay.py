@@ -168,10 +168,13 @@ class Replay:
         return kernel
 
     def _kernel_settings(self) -> KernelSettings:
-        """As the resident has them, but that nothing is summed, nobody is woken, and hosts have no storm in common."""
+        """As the resident has them, but that nothing is summed, nobody is woken, and hosts have no storm in common.
+
+        Nobody can be challenged after the event: every source is taken for the owner of its address.
+        """
         own = thresholds.of(self._judging.settings)
         storm = 0 if self._hosts else own.storm
-        return own._replace(seed=_SEED, lists_generation=1, wakeup_mask=(1 << 64) - 1, storm=storm)
+        return own._replace(seed=_SEED, lists_generation=1, wakeup_mask=(1 << 64) - 1, storm=storm, proof=0)
 
     def _begin_anew(self) -> None:
         """A kernel half that remembers nothing."""

@@ -32,6 +32,8 @@ _SAVING_SUMMARY_NS = 60 * SECOND
 _QUIET_AFTER_NS = 5 * SECOND
 _LOOK_EVERY_NS = 10 * SECOND
 _SAVE_EVERY_NS = 5 * SECOND
+_COOKIES_NS = 600 * SECOND  # life of a key
+_LOOKS = 1000  # a second and CPU, at acknowledgments that may have no connection
 _SAVING = "log.daily_size is used up: connections are summed per minute until there is room again"
 _SAVED = "log.daily_size has room again: connections are recorded one by one"
 
@@ -100,6 +102,7 @@ class Resident:
         self._spent = 0
         self._counters: Any = None  # as they were a second ago
         self._quiet_ns = self._looked_ns = 0
+        self._cookies_due_ns = 0
         self._tracked_count, self._tracked_due_ns = (0, 0), 0
 
     # settings
@@ -320,7 +323,11 @@ class Resident:
     def housekeeping(self) -> None:
         now = clock.boot_ns()
         self._tell_ends(now)
+        if now >= self._cookies_due_ns:
+            self.kernel.turn_cookies()
+            self._cookies_due_ns = now + _COOKIES_NS
         if self._is_busy(now):
+            self.kernel.allow_looks(_LOOKS)
             self.folds.tell(now, _SAVING_SUMMARY_NS if self.budget.saving else SECOND)
             self.drops.tell(now, self.shown_mode())
             self.losses.tell(now, self.drain)

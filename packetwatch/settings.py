@@ -149,6 +149,10 @@ class Settings:
     block_forget_ns: int = _row(
         "block.forget", "24h", duration("1s", "3650d"),
         "After so long without a block a source counts as new again.")
+    block_proof: str = _row(
+        "block.proof", "challenge", choice("challenge", "none"),
+        "What a source must show before a block of it lasts longer than a minute: an answer to a challenge, so "
+        "that nobody can forge it from nowhere; or nothing.")
     block_storm: int = _row(
         "block.storm", "100", whole(0, 1_000_000),
         "New blocks in a minute above which no more are made until it is over: so many are likely forged. "

@@ -15,7 +15,6 @@ from packetwatch.kernel import Kernel, KernelRule, KernelSettings
 from packetwatch.kinds import rule_text, spread
 from packetwatch.settings import Settings
 
-_OPEN_MOST_NS = 60 * SECOND  # a block with no closed port to show for it
 
 
 def of(s: Settings) -> KernelSettings:
@@ -27,7 +26,7 @@ def of(s: Settings) -> KernelSettings:
         window_ns=s.scan_window_ns,
         block_ns=s.block_duration_ns,
         first_ns=first_ns,
-        open_ns=min(first_ns or _OPEN_MOST_NS, _OPEN_MOST_NS),
+        open_ns=min(first_ns or detection.UNPROVEN_NS, detection.UNPROVEN_NS),
         forget_ns=s.block_forget_ns,
         keep_ns=keep_ns,
         suspect_ns=suspect_ns,
@@ -41,6 +40,7 @@ def of(s: Settings) -> KernelSettings:
         generation=0,
         count_closed=int(s.scan_count == "closed"),
         storm=s.block_storm,
+        proof=int(s.block_proof == "challenge"),
         rules=tuple(KernelRule(rule.window_ns, rule.ports, int(rule.closed)) for rule in rules),
     )
 

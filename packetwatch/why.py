@@ -110,6 +110,16 @@ def _offences(resident: Resident, source: bytes, offset: int) -> Optional[dict[s
     offender = resident.kernel.offender(source)
     if offender is None or (offender.until_ns and now - offender.until_ns >= s.block_forget_ns):
         return None
-    next_ns = detection.block_length(s.block_duration_ns, thresholds.first_block_ns(s), offender.blocks)
+    proven = bool(offender.proven_ns) or s.block_proof == "none"
+    next_ns = detection.block_length(
+        s.block_duration_ns, thresholds.first_block_ns(s), offender.doublings + 1, proven
+    )
     end = clock.rfc3339(offender.until_ns + offset) if offender.until_ns else "forever"
-    return {"count": offender.blocks, "last_until": end, "next_block": duration_text(next_ns)}
+    return {
+        "count": offender.blocks,
+        "last_until": end,
+        "next_block": duration_text(next_ns),
+        "proven": clock.rfc3339(offender.proven_ns + offset) if offender.proven_ns else None,
+        "unanswered_challenges": offender.unanswered,
+        "contested": bool(offender.contested),
+    }

@@ -29,7 +29,7 @@ Sample = tuple[tuple[str, ...], float]
 
 
 _BY_FAMILY = (
-    "syns", "connections", "connections_folded", "connections_would_drop", "probes", "probes_untold", "scans"
+    "syns", "connections", "connections_folded", "connections_would_drop", "probes", "probes_untold", "acks", "scans"
 )
 
 
@@ -56,6 +56,8 @@ def samples(s: Snapshot) -> dict[str, list[Sample]]:
         "packetwatch_blocks": [((reason,), made) for reason, made in s.blocks.items()],
         "packetwatch_blocks_refused": [((), s.total.counters.refused)],
         "packetwatch_blocks_frozen": [((), s.total.counters.frozen)],
+        "packetwatch_sources_proven": [((), s.total.counters.proven)],
+        "packetwatch_sources_contested": [((), s.total.counters.contested)],
         "packetwatch_blocked_sources": [((), s.blocked)],
         "packetwatch_malformed": _named(MALFORMED, s.total.counters.malformed),
         "packetwatch_syns_ignored": _named(IGNORED, s.total.counters.ignored),
@@ -100,6 +102,7 @@ def _of_account(interface: str, account: Account, places: Sequence[str]) -> Iter
         yield "packetwatch_connections_would_drop", (labels, c.would_drop[i])
         yield "packetwatch_probes", (labels, c.probes[i])
         yield "packetwatch_probes_untold", (labels, c.probes_untold[i])
+        yield "packetwatch_acks", (labels, c.acks[i])
         yield "packetwatch_scans", (labels, c.scans[i])
         for r, reason in enumerate(DROP_REASONS):
             yield "packetwatch_connections_dropped", ((*labels, reason), c.dropped[r * len(FAMILIES) + i])

@@ -67,7 +67,7 @@ KINDS = {
         5,
         "Blocked {plain} {duration}{why}",
         "Would block {plain} {duration}{why}",
-        ("src_ip", "until", "reason", "rule", "ports", "mode", "message"),
+        ("src_ip", "until", "reason", "rule", "evidence", "ports", "mode", "message"),
     ),
     "storm": Kind(
         "98dbece0888a4b5194ae98468f1664bc",
@@ -221,6 +221,7 @@ def fields(notice: Notice, clock_ns: int) -> dict[str, Any]:
         "ports": None if notice.ports is None else list(notice.ports),
         "closed_ports": list(notice.closed_ports) if notice.closed_ports else None,
         "rule": notice.rule,
+        "evidence": notice.evidence,
         "count": notice.count,
         "since": None if notice.since_ns is None else rfc3339(notice.since_ns + clock_ns),
         "until": until(notice.until_ns, clock_ns),

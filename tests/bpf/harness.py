@@ -22,7 +22,7 @@ from packetwatch.rules import Source
 
 ROOT = Path(__file__).resolve().parents[2]
 LO = 1  # ifindex of lo in every network namespace
-DROP, PASS = 1, 2  # enum xdp_action
+DROP, PASS, TX = 1, 2, 3  # enum xdp_action
 MAC = bytes.fromhex("020000000001")
 SECOND = 1_000_000_000
 PRODUCT = program.Parameters(trackers=4096, blocks=1024, ring_bytes=1 << 20, headers="auto")
@@ -45,6 +45,7 @@ SETTINGS = KernelSettings(
     generation=0,
     count_closed=0,
     storm=0,
+    proof=0,
     rules=(),
 )
 #: Bytes of a set of trackers and of one of suspects, and of what stands before a way's slots.
@@ -105,6 +106,24 @@ def test_run(prog, frame, ifindex=LO, repeat=1):
     return options.retval
 
 
+def answer(prog, frame, ifindex=LO):
+    """The verdict, and the frame as the program leaves it."""
+    context = struct.pack("=6I", 0, len(frame), 0, ifindex, 0, 0)
+    room = ctypes.create_string_buffer(len(frame) + 256)
+    options = _TestRunOpts(
+        sz=ctypes.sizeof(_TestRunOpts),
+        data_in=frame,
+        data_size_in=len(frame),
+        data_out=ctypes.addressof(room),
+        data_size_out=len(room),
+        ctx_in=context,
+        ctx_size_in=len(context),
+        repeat=1,
+    )
+    libbpf._call("bpf_prog_test_run_opts", prog, ctypes.byref(options))
+    return options.retval, room.raw[: options.data_size_out]
+
+
 class Rig:
     """A loaded program and what has come out of it since the last reset."""
 
@@ -123,6 +142,8 @@ class Rig:
         empty_array(kernel, "trackers", kernel.parameters.trackers // 4, TRACKER_SET)
         empty_array(kernel, "suspects", min(program.SUSPECTS, kernel.parameters.trackers) // 4, SUSPECT_SET)
         empty_array(kernel, "storm", 1, 16)
+        empty_array(kernel, "challenge_rate", 1, 8 * libbpf.possible_cpus())
+        kernel.allow_looks(0)
         kernel.put_ports((), ())
         empty_array(kernel, "attachments", program.ATTACHMENT_CELLS, program.ATTACHMENT.size)
         empty_array(kernel, "folds_by_interface", program.ATTACHMENTS * 2, 16 * libbpf.possible_cpus())

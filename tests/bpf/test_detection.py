@@ -93,7 +93,7 @@ def test_random_rules_have_the_oracles_verdicts(host, seed, count_closed):
     numbers = [chance.randrange(65536) for _ in range(24)]
     open_ports = set(numbers[: chance.choice((0, 8, 16))])
     host.kernel.put_ports(open_ports, ())
-    longest, first, opened, forget_ns = lengths
+    longest, first, opened, forget_ns, _ = lengths
     host.settings(ports=ports, window_ns=WINDOW, block_ns=longest, first_ns=first, open_ns=opened, forget_ns=forget_ns,
                   rules=block_rules, count_closed=int(count_closed))
     guard = detection.Guard(detection.Detector(ports, WINDOW, 64, block_rules, count_closed), lengths)
@@ -201,7 +201,7 @@ def test_the_record_of_a_scan_is_complete(host):
     scan, = host.scans()
     flags, ports = event.IPV6 | event.SCAN, (80, 81, 82)
     assert scan == event.Alert(
-        START, START + HOUR, parse(C), parse(traffic.HOST6), 0, flags, event.BLOCKED, event.NO_RULE, ports, ports
+        START, START + HOUR, parse(C), parse(traffic.HOST6), 0, flags, event.BLOCKED, event.NO_RULE, 0, ports, ports
     )
     assert traffic.ports(host.records()) == [80, 81, 82]
     assert host.counters().scans == (0, 1)
@@ -355,7 +355,7 @@ def test_a_listed_block_drops_until_its_end_and_counts_apart(host):
     assert send(host, A, 80) == [DROP] and send(host, C, 80) == [DROP]
     host.at(START + SECOND)
     assert send(host, A, 80) == [PASS] and send(host, C, 80) == [DROP]
-    assert host.counters().dropped == (0, 0, 1, 2)
+    assert host.counters().dropped == (0, 0, 1, 2, 0, 0)
     assert host.kernel.sources.dropped(parse_prefix("192.0.2.0/24")) == 1
     assert host.kernel.sources.dropped(parse_prefix("2001:db8::/32")) == 2
 

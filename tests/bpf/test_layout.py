@@ -17,18 +17,19 @@ STRUCTS = {
     "settings": (
         program.SETTINGS, 0,
         "window_ns block_ns first_ns open_ns forget_ns keep_ns suspect_ns fold_interval_ns fold_burst_ns seed "
-        "lists_generation wakeup_mask ports observe generation count_closed storm rule_count "
+        "lists_generation wakeup_mask ports observe generation count_closed storm proof rule_count "
         + " ".join(f"rules[{i}].{name}" for i in range(program.RULES) for name in kernel.KernelRule._fields)
     ),
     "attachment": (program.ATTACHMENT, 0, "fold_ns probe_ns ifindex id flags mac"),
     "prefix_key": (program.PREFIX_KEY, 0, "length network"),
     "source": (program.SOURCE, 0, "until_ns dropped flags length"),
-    "block": (program.BLOCK, 0, "until_ns since_ns dropped attachment"),
+    "block": (program.BLOCK, 0, "until_ns since_ns dropped attachment challenges"),
     "fold_key": (program.FOLD_KEY, 0, "saddr dport attachment generation"),
     "fold": (program.FOLD, 0, "count since_ns"),
-    "offender": (program.OFFENDER, 0, "until_ns count"),
+    "offender": (program.OFFENDER, 0, "until_ns proven_ns ports count doublings unanswered wrong life contested"),
+    "cookies": (program.COOKIES, 0, "keys[0] keys[1] life"),
     "connection_event": (event.PROBE, 8, "boot_ns saddr daddr sport dport attachment flags tcp_flags"),
-    "alert_event": (event.ALERT, 8, "boot_ns until_ns saddr daddr attachment flags block port_count rule ports closed"),
+    "alert_event": (event.ALERT, 8, "boot_ns until_ns saddr daddr attachment flags block port_count rule evidence ports closed"),
 }
 _SINGLE = [1] * (len(kernel.Counters._fields) - len(kernel._WIDTHS))
 COUNTERS = {name: width for name, width in zip(kernel.Counters._fields, (*kernel._WIDTHS, *_SINGLE))}
@@ -57,12 +58,14 @@ CONSTANTS = {
     "ALERT_BLOCKED": event.BLOCKED,
     "ALERT_REFUSED": event.REFUSED,
     "ALERT_FROZEN": event.FROZEN,
+    **{f"EVIDENCE_{name.upper()}": i for i, name in enumerate(event.EVIDENCE)},
     "RULE_NONE": event.NO_RULE,
     "RULE_HONEYPOT": event.HONEYPOT,
     "SLOT_TIME": (1 << 64) - detection.TICK_NS,
     "SUSPECT_SLOTS": detection.SUSPECT_SLOTS,
     "DOUBLINGS": detection.DOUBLINGS,
     "DOUBLINGS_FOREVER": detection.DOUBLINGS_FOREVER,
+    "UNPROVEN_NS": detection.UNPROVEN_NS,
     "RULES": program.RULES,
     "OFFENDERS": program.OFFENDERS,
     "PORT_BYTES": program.PORT_BYTES,
@@ -89,6 +92,7 @@ CONSTANTS = {
 PROBE = """
 #define offsetof __builtin_offsetof
 #include "packet.h"
+#include "challenge.h"
 #include "event.h"
 #include "maps.h"
 
@@ -170,9 +174,8 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "attachments": (4, program.ATTACHMENT.size),
         "counters": (4, kernel.COUNTER_WORDS * 8),
         "local": (program.PREFIX_KEY.size, 4),
-        "recent_local": (4, 24),
+        "scratch": (4, 24 + 64 + 56),
         "recent_unlisted": (4, 24),
-        "options": (4, 64),
         "sources": (program.PREFIX_KEY.size, program.SOURCE.size),
         "marks": (4, marks.SIZE),
         "blocks": (16, program.BLOCK.size),
@@ -180,11 +183,13 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "suspects": (4, harness.SUSPECT_SET),
         "offenders": (16, program.OFFENDER.size),
         "storm": (4, 16),
+        "cookies": (4, program.COOKIES.size),
+        "challenge_rate": (4, 8),
+        "looks": (4, 8),
         "known_ports": (4, 2 * program.PORT_BYTES),
         "folds_by_source": (program.FOLD_KEY.size, program.FOLD.size),
         "folds_by_port": (program.FOLD_KEY.size, program.FOLD.size),
         "folds_by_interface": (4, program.FOLD.size),
-        "options": (4, 64),
         "connections": (0, 0),
         "probes": (0, 0),
         "alerts": (0, 0),

@@ -130,7 +130,7 @@ def test_detection_and_blocking_do_not_depend_on_folding(spent):
     assert send(spent, C, 80, 81, 82, 83) == [PASS, PASS, PASS, DROP]
     assert not spent.records()
     assert [scan.ports for scan in spent.scans()] == [(80, 81, 82)]
-    assert spent.counters().folded == (0, 3) and spent.counters().dropped == (0, 1, 0, 0)
+    assert spent.counters().folded == (0, 3) and spent.counters().dropped == (0, 1, 0, 0, 0, 0)
 
 
 def test_a_full_ring_loses_records_and_counts_them(host):
