@@ -22,6 +22,7 @@ BPF_TABLE("hash", union address, struct block, blocks, BLOCKS);
 BPF_ARRAY(trackers, struct tracker_set, TRACKER_SETS);
 BPF_ARRAY(suspects, struct suspect_set, SUSPECT_SETS);
 BPF_TABLE("lru_hash", union address, struct offender, offenders, OFFENDERS);
+BPF_TABLE("lru_hash", union address, struct client, clients, CLIENTS);
 BPF_ARRAY(storm, struct storm, 1);
 BPF_ARRAY(known_ports, struct known_ports, 1);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_source, FOLDS);
@@ -48,6 +49,7 @@ BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 #define BLOCK_WRITE_NS 1000000ULL
 #define MINUTE_NS 60000000000ULL
 #define LISTEN 10 /* BPF_TCP_LISTEN */
+#define AF_INET6 10 /* linux/socket.h, which is no UAPI */
 
 enum verdict { VERDICT_PASS, VERDICT_ALERT, VERDICT_BLOCKED, VERDICT_LISTED, VERDICT_MARTIAN, VERDICT_FLOW };
 
@@ -892,3 +894,44 @@ int packetwatch(struct xdp_md *ctx)
 	j.now = NOW_NS();
 	return act(ctx, &packet, &j);
 }
+
+#ifndef REPLAY
+/* Of a socket of either family: one of IPv6 has IPv4 clients, whose addresses are mapped there already. */
+static __always_inline void read_remote(struct bpf_sock_ops *ops, union address *a)
+{
+	a->words[0] = 0;
+	a->words[1] = 0;
+	a->words[2] = bpf_htonl(0xffff);
+	a->words[3] = ops->remote_ip4;
+	if (ops->family != AF_INET6)
+		return;
+	for (int i = 0; i < 4; i++)
+		a->words[i] = *(volatile __u32 *)&ops->remote_ip6[i]; /* fields of 32 bits, not to be read in pairs */
+}
+
+static __always_inline void remember_client(const union address *source, __u64 now)
+{
+	struct client fresh = { .first_ns = now, .last_ns = now };
+	struct client *known = clients.lookup(source);
+
+	if (known)
+		known->last_ns = now;
+	else
+		clients.update(source, &fresh);
+}
+
+/*
+ * Of the root cgroup's sockets: who has completed a handshake with a listener of theirs has its address. TCP Fast
+ * Open tells of one when the SYN comes, and may be set to want no proof of it; the sysctl is not ours to trust.
+ */
+int established(struct bpf_sock_ops *ops)
+{
+	union address source;
+
+	if (ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || ops->skb_tcp_flags & TCP_SYN)
+		return 1;
+	read_remote(ops, &source);
+	remember_client(&source, NOW_NS());
+	return 1; /* 0 would refuse what the socket asks */
+}
+#endif
