@@ -16,6 +16,7 @@ from packetwatch import event
 
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 FUNCTION = "packetwatch"
+HANDSHAKES = "established"  #: the function on the root cgroup; replay builds have none
 LAYOUT = 2  #: of records and map values; raise it with every change of one
 ATTACHMENTS = 64
 ATTACHMENT_CELLS = 256
@@ -24,6 +25,7 @@ PREFIXES = 65536
 FOLDS = 2048
 SUSPECTS = 16384
 OFFENDERS = 16384
+CLIENTS = 16384
 RULES = 8
 PORT_BYTES = 8192
 ALERTS_BYTES = 256 * 1024
@@ -42,6 +44,7 @@ MAPS = (
     "trackers",
     "suspects",
     "offenders",
+    "clients",
     "storm",
     "known_ports",
     "folds_by_source",
@@ -61,6 +64,7 @@ BLOCK = struct.Struct("=QQQIxxxx")
 TRACKER_HEAD = struct.Struct("=16sQQQIxxxx")  #: saddr, last, blocked, scan, count; the slots follow
 SUSPECT_HEAD = struct.Struct("=16sQIxxxx")
 OFFENDER = struct.Struct("=QQ")
+CLIENT = struct.Struct("=QQ")
 FOLD_KEY = struct.Struct("=16s2sHI")
 FOLD = struct.Struct("=QQ")
 REPLAY_HEADER = struct.Struct("=QIBBxx")  #: now_ns, ifindex, port_state, hosts: bpf/replay.h

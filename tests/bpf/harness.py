@@ -53,7 +53,11 @@ TRACKER_SET = 8 + 4 * (TRACKER_HEAD + 8 * event.SCAN_SLOTS)
 SUSPECT_SET = 8 + 4 * (SUSPECT_HEAD + 8 * detection.SUSPECT_SLOTS)
 #: Instructions that the verifier may walk, of a million; where it gives none, it is no Linux since 5.16.
 VERIFIED = range(10_000, 400_000)
-KEY_BYTES = {"local": 20, "sources": 20, "blocks": 16, "offenders": 16, "folds_by_source": 24, "folds_by_port": 24}
+KEY_BYTES = {
+    **dict.fromkeys(("local", "sources"), program.PREFIX_KEY.size),
+    **dict.fromkeys(("blocks", "offenders", "clients"), 16),
+    **dict.fromkeys(("folds_by_source", "folds_by_port"), program.FOLD_KEY.size),
+}
 
 #: A clock that a test sets; at 0 it is the real one.
 CLOCK = """
@@ -262,7 +266,7 @@ def empty_array(kernel, name, entries, size):
 
 def load_product():
     loaded = loader.load(PRODUCT)
-    return Kernel(loaded.prog, loaded.maps, PRODUCT)
+    return Kernel(loaded.prog, loaded.maps, PRODUCT, loaded.handshakes)
 
 
 def load_clocked():

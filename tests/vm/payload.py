@@ -46,7 +46,8 @@ def load() -> None:
     started = time.monotonic()
     loaded = loader.load(program.Parameters(trackers=4096, blocks=1024, ring_bytes=65536, headers="auto"))
     print(f"loaded in {time.monotonic() - started:.1f} s with {loaded.headers} headers")
-    for fd in (loaded.prog, *loaded.maps.values()):
+    assert loaded.handshakes is not None, loaded.refused
+    for fd in (loaded.prog, loaded.handshakes, *loaded.maps.values()):
         os.close(fd)
 
 
