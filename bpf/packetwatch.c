@@ -23,6 +23,7 @@ BPF_ARRAY(trackers, struct tracker_set, TRACKER_SETS);
 BPF_ARRAY(suspects, struct suspect_set, SUSPECT_SETS);
 BPF_TABLE("lru_hash", union address, struct offender, offenders, OFFENDERS);
 BPF_TABLE("lru_hash", union address, struct client, clients, CLIENTS);
+BPF_ARRAY(network, __u64, 1); /* cookie of the namespace whose clients they are; 0: all */
 BPF_ARRAY(storm, struct storm, 1);
 BPF_ARRAY(known_ports, struct known_ports, 1);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_source, FOLDS);
@@ -921,17 +922,44 @@ static __always_inline void remember_client(const union address *source, __u64 n
 }
 
 /*
- * Of the root cgroup's sockets: who has completed a handshake with a listener of theirs has its address. TCP Fast
- * Open tells of one when the SYN comes, and may be set to want no proof of it; the sysctl is not ours to trust.
+ * TCP Fast Open tells of a connection when the SYN comes, and may be set to want no cookie with it; that sysctl is not
+ * ours to trust.
  */
-int established(struct bpf_sock_ops *ops)
+static __always_inline int is_handshake(struct bpf_sock_ops *ops)
+{
+	return ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && !(ops->skb_tcp_flags & TCP_SYN);
+}
+
+/* Whoever makes a network namespace has every address in it. */
+static __always_inline int is_ours(struct bpf_sock_ops *ops)
+{
+	int zero = 0;
+	__u64 *ours = network.lookup(&zero);
+
+	return ours && (!*ours || *ours == bpf_get_netns_cookie(ops));
+}
+
+static __always_inline void remember_remote(struct bpf_sock_ops *ops)
 {
 	union address source;
 
-	if (ops->op != BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB || ops->skb_tcp_flags & TCP_SYN)
-		return 1;
 	read_remote(ops, &source);
 	remember_client(&source, NOW_NS());
+}
+
+/* On the root cgroup: who has completed a handshake with a listener of this host has its address. */
+int established(struct bpf_sock_ops *ops)
+{
+	if (is_handshake(ops) && is_ours(ops))
+		remember_remote(ops);
 	return 1; /* 0 would refuse what the socket asks */
+}
+
+/* The same for kernels before 5.15, which do not tell the namespaces apart here. */
+int established_anywhere(struct bpf_sock_ops *ops)
+{
+	if (is_handshake(ops))
+		remember_remote(ops);
+	return 1;
 }
 #endif

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import os
 import re
+import socket
+import sys
 from typing import Optional
 
 from packetwatch import libbpf
@@ -15,16 +17,18 @@ from packetwatch.kernel import Kernel
 from packetwatch.store import Store
 
 _NAME = "handshakes"
+_SO_NETNS_COOKIE = 71  # asm-generic/socket.h
 _REFUSED = "the kernel has refused the program for the root cgroup"
 
 
 class Handshakes:
-    """At most one link, to the cgroup that all of this host's sockets are below."""
+    """At most one link, to the cgroup that all sockets are below; those of our network namespace count."""
 
     def __init__(self, kernel: Kernel, store: Store, refused: str) -> None:
         """refused: why the kernel half has no program for this, where that is known."""
         self.fault = "" if kernel.handshakes is not None else refused or _REFUSED
         self._prog = kernel.handshakes
+        kernel.put_network(network())
         self._store = store
         self._link: Optional[int] = None
 
@@ -84,6 +88,15 @@ def find_root(mounts: str) -> Optional[str]:
 
 def _unescaped(path: str) -> str:
     return re.sub(r"\\([0-7]{3})", lambda match: chr(int(match[1], 8)), path)
+
+
+def network() -> int:
+    """The cookie of our network namespace; 0 where the kernel tells none (before 5.14)."""
+    try:
+        with socket.socket(socket.AF_UNIX) as any_socket:
+            return int.from_bytes(any_socket.getsockopt(socket.SOL_SOCKET, _SO_NETNS_COOKIE, 8), sys.byteorder)
+    except OSError:
+        return 0
 
 
 def _read_mounts() -> str:

@@ -338,6 +338,10 @@ class Kernel:
         value = libbpf.lookup(self.maps["offenders"], source, program.OFFENDER.size)
         return Offender(*program.OFFENDER.unpack(value)) if value is not None else None
 
+    def put_network(self, cookie: int) -> None:
+        """Clients are those of that network namespace's sockets; 0: of every one's."""
+        libbpf.update(self.maps["network"], _U32.pack(0), struct.pack("=Q", cookie))
+
     def client(self, source: bytes) -> Optional[Client]:
         value = libbpf.lookup(self.maps["clients"], source, program.CLIENT.size)
         return Client(*program.CLIENT.unpack(value)) if value is not None else None

@@ -163,12 +163,14 @@ def _load_handshakes(built: Any, parameters: program.Parameters) -> tuple[Option
 
     if parameters.replay:
         return None, ""
-    with _captured_stderr() as capture:
-        try:
-            fd: int = built.load_func(program.HANDSHAKES, bcc.BPF.SOCK_OPS).fd
-        except Exception as fault:
-            return None, str(_explain(fault, capture.text()))
-    return fd, ""
+    refused = ""
+    for name in program.HANDSHAKES:
+        with _captured_stderr() as capture:
+            try:
+                return built.load_func(name, bcc.BPF.SOCK_OPS).fd, ""
+            except Exception as fault:
+                refused = refused or str(_explain(fault, capture.text()))
+    return None, refused
 
 
 def _map_fd(built: Any, name: str) -> int:

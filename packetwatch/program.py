@@ -16,7 +16,8 @@ from packetwatch import event
 
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 FUNCTION = "packetwatch"
-HANDSHAKES = "established"  #: the function on the root cgroup; replay builds have none
+#: Functions for the root cgroup, of which the first that the kernel takes is used; replay builds have none.
+HANDSHAKES = ("established", "established_anywhere")
 LAYOUT = 2  #: of records and map values; raise it with every change of one
 ATTACHMENTS = 64
 ATTACHMENT_CELLS = 256
@@ -45,6 +46,7 @@ MAPS = (
     "suspects",
     "offenders",
     "clients",
+    "network",
     "storm",
     "known_ports",
     "folds_by_source",

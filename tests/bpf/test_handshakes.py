@@ -38,8 +38,10 @@ def link():
 
 
 @pytest.fixture
-def clients(rig):
+def clients(rig, link):
     """Asks for the client entry of an address; the program is attached while the test runs."""
+    with link[0].enter():
+        rig.kernel.put_network(handshakes.network())
     with attached(rig.kernel.handshakes):
         yield lambda text: rig.kernel.client(address.parse(text))
 
@@ -102,6 +104,17 @@ def test_a_handshake_is_remembered_under_the_clients_address(link, clients, fami
     assert last.first_ns == first.first_ns and last.last_ns > first.last_ns
     others = {HOST4, HOST6, PEER4, PEER6} - {source}
     assert not any(map(clients, others))  # the peer has opened it: to it the host is no client
+
+
+def test_in_another_namespace_everybody_can_have_any_address(link, clients, rig):
+    """Whoever makes one; unless nothing is known of namespaces."""
+    host, peer = link
+    with listening(peer, socket.AF_INET, PEER4) as listener:
+        reach(host, PEER4, listener)
+        assert clients(HOST4) is None
+        rig.kernel.put_network(0)
+        reach(host, PEER4, listener)
+        assert clients(HOST4)
 
 
 def test_who_refuses_a_connection_has_no_client(link, clients):
@@ -210,14 +223,33 @@ def test_programs_of_several_see_the_same(rig, link, clients):
         kernel.close()
 
 
-def test_without_it_the_rest_is_there(tmp_path):
-    """What the verifier refuses is told, and everything else is handed over."""
+@pytest.fixture
+def refused(tmp_path):
+    """Sources whose functions of these names the verifier refuses."""
     shutil.copytree(program.SOURCES, tmp_path / "bpf")
     path = tmp_path / "bpf/packetwatch.c"
-    text = path.read_text()
-    assert text.count("return 1; /* 0 would") == 1
-    path.write_text(text.replace("return 1; /* 0 would", "return 7; /* 0 would"))
-    loaded = loader.load(SMALL, tmp_path / "bpf")
+
+    def make(*names):
+        for name in names:
+            text, count = re.subn(rf"(int {name}\(.*\n(?:.*\n)*?\treturn) 1;", r"\1 7;", path.read_text())
+            assert count == 1
+            path.write_text(text)
+        return tmp_path / "bpf"
+
+    return make
+
+
+def test_a_kernel_that_does_not_tell_namespaces_apart_has_another(refused):
+    loaded = loader.load(SMALL, refused("established"))
+    try:
+        assert loaded.refused == "" and libbpf.prog_name(libbpf.prog_id(loaded.handshakes)) == "established_any"
+    finally:
+        Kernel(loaded.prog, loaded.maps, SMALL, loaded.handshakes).close()
+
+
+def test_without_it_the_rest_is_there(refused):
+    """What the verifier refuses is told, and everything else is handed over."""
+    loaded = loader.load(SMALL, refused("established", "established_anywhere"))
     Kernel(loaded.prog, loaded.maps, SMALL).close()
     assert loaded.handshakes is None and list(loaded.maps) == list(program.MAPS)
     assert "verifier refuses" in loaded.refused and "\n" not in loaded.refused

@@ -182,6 +182,7 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "suspects": (4, harness.SUSPECT_SET),
         "offenders": (16, program.OFFENDER.size),
         "clients": (16, program.CLIENT.size),
+        "network": (4, 8),
         "storm": (4, 16),
         "known_ports": (4, 2 * program.PORT_BYTES),
         "folds_by_source": (program.FOLD_KEY.size, program.FOLD.size),
