@@ -219,7 +219,7 @@ class Traffic:
 @contextlib.contextmanager
 def listener(machine: Machine) -> Iterator[None]:
     process = subprocess.Popen(
-        machine.inside(["python3", "-c", _LISTEN, str(OPEN_PORT)]),
+        machine.inside(["sh", "-c", _IN_ITS_CGROUP, "python3", "-c", _LISTEN, str(OPEN_PORT)]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -252,6 +252,8 @@ def proc_status(machine: Machine, pid: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+):\s*(.*)$", text, re.MULTILINE))
 
 
+#: What enters a machine's namespaces is still in a cgroup of the host.
+_IN_ITS_CGROUP = 'echo $$ >/sys/fs/cgroup/init.scope/cgroup.procs && exec "$0" "$@"'
 _LISTEN = """
 import select, socket, sys
 server = socket.create_server(("", int(sys.argv[1])), backlog=4096)

@@ -266,7 +266,7 @@ def test_an_upgrade_that_is_killed_is_gone_on_with(upgraded, step):
             protected.systemctl("restart", check=False)
             wait_for(protected.is_active, "it is up", 20)
             sent = traffic.end()
-    assert protected.show("NRestarts") == ["1"]
+    assert protected.show("NRestarts") == ["1"], protected.told()
     assert sent[SCANNER]["answered"] == sent[SOMEBODY]["silent"] == 0
     assert protected.link()[0] == link_id and protected.link()[1] != program_id
     assert protected.blocked() == [SCANNER]
