@@ -6,6 +6,7 @@ Nothing else needs it: where it cannot be, `fault` says why, and no source count
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import socket
@@ -52,7 +53,8 @@ class Handshakes:
             self._link = _link(self._prog, path)
             self._store.put(_NAME, self._link)
         except OSError as fault:
-            self.fault = f"the cgroup {path} does not take the program: {fault.strerror}"
+            hint = " (one that is there may allow no other)" if fault.errno == errno.EPERM else ""
+            self.fault = f"the cgroup {path} does not take the program: {fault.strerror}{hint}"
             self.detach()
 
     def detach(self) -> None:
@@ -83,7 +85,7 @@ def find_root(mounts: str) -> Optional[str]:
         if after.split(" ", 1)[0] == "cgroup2":
             root, path = before.split(" ")[3:5]
             found.append((root != "/", path))
-    return _unescaped(min(found)[1]) if found else None
+    return _unescaped(min(found, key=lambda each: each[0])[1]) if found else None
 
 
 def _unescaped(path: str) -> str:

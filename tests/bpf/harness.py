@@ -276,13 +276,13 @@ def load_clocked():
     return Kernel(prog, dict(zip(program.MAPS, maps)), CLOCKED), maps[-1]
 
 
-def load_text(text, parameters, function, maps):
+def load_text(text, parameters, function, maps, kind="XDP"):
     """Compiles a text of the test's in a child, as the loader does; descriptors of the function and the maps."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    job = json.dumps({"text": text, "parameters": parameters._asdict(), "function": function, "maps": maps})
+    job = {"text": text, "parameters": parameters._asdict(), "function": function, "maps": maps, "kind": kind}
     child = subprocess.run(
         [sys.executable, "-m", "tests.bpf.harness", str(theirs.fileno())],
-        input=job.encode(),
+        input=json.dumps(job).encode(),
         pass_fds=[theirs.fileno()],
         cwd=ROOT,
         stderr=subprocess.PIPE,
@@ -302,7 +302,7 @@ def compile_text(channel):
     loader._choose_headers(parameters.headers, program.SOURCES)
     libbpf.raise_memlock()
     built = bcc.BPF(text=job["text"], cflags=loader._flags(parameters, program.SOURCES))
-    function = built.load_func(job["function"], bcc.BPF.XDP)
+    function = built.load_func(job["function"], getattr(bcc.BPF, job["kind"]))
     fds = [function.fd] + [loader._map_fd(built, name) for name in job["maps"]]
     socket.send_fds(socket.socket(fileno=channel), [b"."], fds)
 

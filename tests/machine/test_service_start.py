@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import re
 import time
 
 from packetwatch import program
@@ -210,6 +211,21 @@ def test_whoever_has_connected_is_established(service):
         assert service.ask("why", SCANNER)["evidence"] == "seen"
         assert service.machine.connect(OPEN_PORT, SCANNER) == "connected"
     assert service.ask("why", SCANNER)["evidence"] == "established"
+
+
+def test_a_kernel_that_takes_no_program_for_handshakes_has_all_the_rest(service):
+    refused = re.compile(r"(int established.*?return) 1;", re.S)
+    with service.altered("bpf/packetwatch.c", lambda text: refused.sub(r"\1 7;", text)):
+        service.start().scan()
+        status = service.status()
+        assert status["protecting"] and not status["problems"]
+        assert status["handshakes"].startswith("not seen: the kernel's verifier refuses the kernel half: ")
+        assert "handshakes are not seen, so no source counts as established: the kernel's" in service.told()
+        service.systemctl("restart")
+        status = service.status()
+        assert status["adopted"] and status["protecting"]
+        assert status["handshakes"] == "not seen: the kernel has refused the program for the root cgroup"
+        assert service.show("NFileDescriptorStore") == [str(len(program.MAPS) + 3)]  # program, link, memory
 
 
 def test_a_clock_step_moves_the_times_told_and_no_block(service):

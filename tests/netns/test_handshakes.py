@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import re
 import signal
 import socket
@@ -13,11 +14,14 @@ import pytest
 
 from packetwatch import libbpf
 from tests import frames
+from tests.bpf import harness
 
+from .conftest import call
 from .resident import wait_for
 from .traffic import CLOSED, HOST4, HOST6, OPEN
 
 SETTINGS = "interface = v0\nlog.format = json\nmetrics.listen = off\n"
+BARE = "int bare(struct bpf_sock_ops *ops) { return 1; }"
 #: `ip netns exec` leaves no cgroup mounted.
 CGROUP = ["sh", "-c", 'mount -t cgroup2 none /sys/fs/cgroup && exec "$0" "$@"']
 
@@ -95,6 +99,42 @@ def test_without_a_cgroup_it_says_so_and_does_the_rest(resident, wire, source):
     assert watch.errors().count(told) == 1
     assert watch.answer("why", source)["client"] is None
     assert watch.status()["protecting"] and not watch.status()["problems"]
+
+
+@pytest.fixture
+def taken(tmp_path):
+    """The name of a cgroup with a program that allows no other, as were usual before bpf_link."""
+    root, name = tmp_path / "cgroup", f"pw-{os.getpid()}"
+    root.mkdir()
+    call("mount", "-t", "cgroup2", "none", str(root))
+    try:
+        (root / name).mkdir()
+        fds = harness.load_text(BARE, harness.CLOCKED, "bare", [], "SOCK_OPS")
+        fds.append(os.open(root / name, os.O_RDONLY))
+        try:
+            libbpf._call("bpf_prog_attach", *fds, libbpf.CGROUP_SOCK_OPS, 0)
+        finally:
+            for fd in fds:
+                os.close(fd)
+        yield name
+        wait_for(lambda: not (root / name / "cgroup.procs").read_text(), "the cgroup is empty")
+        (root / name).rmdir()
+    finally:
+        call("umount", str(root))
+
+
+def test_beside_a_program_that_allows_no_other_it_says_so_and_does_the_rest(resident, wire, taken):
+    """In a cgroup namespace whose root is that one."""
+    there = "/sys/fs/cgroup"
+    enter = f"mount -t cgroup2 none {there} && echo $$ >{there}/{taken}/cgroup.procs && umount {there}"
+    prefix = ["sh", "-c", enter + ' && exec unshare --cgroup "$0" "$@"', *CGROUP]
+    watch = resident(wire.host, SETTINGS.replace("v0", "lo"), prefix=prefix)
+    assert watch.status()["handshakes"] == (
+        "not seen: the cgroup /sys/fs/cgroup does not take the program: Operation not permitted"
+        " (one that is there may allow no other)"
+    )
+    assert watch.status()["protecting"] and "so no source counts as established" in watch.errors()
+    watch.stop()
 
 
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM])
