@@ -27,6 +27,7 @@
 #define SUSPECT_SETS (SUSPECTS / SUSPECT_WAYS)
 #define SUSPECT_SLOTS 16 /* closed ports remembered of each; power of two */
 #define OFFENDERS 16384
+#define CLIENTS 16384
 #define RULES 8 /* that block; power of two */
 /* Blocks of one source that may double the next one; where they may last for ever, the eleventh does. */
 #define DOUBLINGS 16
@@ -213,6 +214,11 @@ struct cookies {
 	struct cookie_key keys[2]; /* the present one, and the one before, whose answers may be on their way */
 	__u32 life; /* which key this is; 0: there is none yet */
 	__u32 reserved;
+};
+
+struct client { /* of a source that has completed a handshake; the table forgets whom it has not seen for longest */
+	__u64 first_ns; /* CLOCK_BOOTTIME */
+	__u64 last_ns;
 };
 
 struct storm { /* of blocks; a limit on volume, so updated without a lock */

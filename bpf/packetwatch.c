@@ -23,6 +23,8 @@ BPF_TABLE("hash", union address, struct block, blocks, BLOCKS);
 BPF_ARRAY(trackers, struct tracker_set, TRACKER_SETS);
 BPF_ARRAY(suspects, struct suspect_set, SUSPECT_SETS);
 BPF_TABLE("lru_hash", union address, struct offender, offenders, OFFENDERS);
+BPF_TABLE("lru_hash", union address, struct client, clients, CLIENTS);
+BPF_ARRAY(network, __u64, 1); /* cookie of the namespace whose clients they are; 0: all */
 BPF_ARRAY(storm, struct storm, 1);
 BPF_ARRAY(cookies, struct cookies, 1);
 BPF_PERCPU_ARRAY(challenge_rate, __u64, 1);
@@ -51,6 +53,7 @@ BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 #define BLOCK_WRITE_NS 1000000ULL
 #define MINUTE_NS 60000000000ULL
 #define LISTEN 10 /* BPF_TCP_LISTEN */
+#define AF_INET6 10 /* linux/socket.h, which is no UAPI */
 
 enum verdict { VERDICT_PASS, VERDICT_ALERT, VERDICT_BLOCKED, VERDICT_LISTED, VERDICT_MARTIAN, VERDICT_FLOW, VERDICT_BARE };
 
@@ -1163,3 +1166,71 @@ int packetwatch(struct xdp_md *ctx)
 #endif
 	return action;
 }
+
+#ifndef REPLAY
+/* Of a socket of either family: one of IPv6 has IPv4 clients, whose addresses are mapped there already. */
+static __always_inline void read_remote(struct bpf_sock_ops *ops, union address *a)
+{
+	a->words[0] = 0;
+	a->words[1] = 0;
+	a->words[2] = bpf_htonl(0xffff);
+	a->words[3] = ops->remote_ip4;
+	if (ops->family != AF_INET6)
+		return;
+	for (int i = 0; i < 4; i++)
+		a->words[i] = *(volatile __u32 *)&ops->remote_ip6[i]; /* fields of 32 bits, not to be read in pairs */
+}
+
+static __always_inline void remember_client(const union address *source, __u64 now)
+{
+	struct client fresh = { .first_ns = now, .last_ns = now };
+	struct client *known = clients.lookup(source);
+
+	if (known)
+		known->last_ns = now;
+	else
+		clients.update(source, &fresh);
+}
+
+/*
+ * TCP Fast Open tells of a connection when the SYN comes, and may be set to want no cookie with it; that sysctl is not
+ * ours to trust.
+ */
+static __always_inline int is_handshake(struct bpf_sock_ops *ops)
+{
+	return ops->op == BPF_SOCK_OPS_PASSIVE_ESTABLISHED_CB && !(ops->skb_tcp_flags & TCP_SYN);
+}
+
+/* Whoever makes a network namespace has every address in it. */
+static __always_inline int is_ours(struct bpf_sock_ops *ops)
+{
+	int zero = 0;
+	__u64 *ours = network.lookup(&zero);
+
+	return ours && (!*ours || *ours == bpf_get_netns_cookie(ops));
+}
+
+static __always_inline void remember_remote(struct bpf_sock_ops *ops)
+{
+	union address source;
+
+	read_remote(ops, &source);
+	remember_client(&source, NOW_NS());
+}
+
+/* On the root cgroup: who has completed a handshake with a listener of this host has its address. */
+int established(struct bpf_sock_ops *ops)
+{
+	if (is_handshake(ops) && is_ours(ops))
+		remember_remote(ops);
+	return 1; /* 0 would refuse what the socket asks */
+}
+
+/* The same for kernels before 5.15, which do not tell the namespaces apart here. */
+int established_anywhere(struct bpf_sock_ops *ops)
+{
+	if (is_handshake(ops))
+		remember_remote(ops);
+	return 1;
+}
+#endif

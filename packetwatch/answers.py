@@ -73,6 +73,7 @@ class Answers:
             "problems": problems,
             "pending": self._changes.status(),
             "interfaces": interfaces,
+            "handshakes": r.handshakes.state(),
             "ledger": total.terms(),
             "by_interface": {name: account.terms() for name, account in r.ledger.accounts().items()},
             "scans": sum(total.counters.scans),

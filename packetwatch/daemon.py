@@ -162,7 +162,7 @@ class Daemon:
                     f"not permitted: {', '.join(missing)} missing", "run as root (sudo), or as the service does", 4
                 )
             loaded = loader.load(parameters)
-            return handover.Fresh(loaded.prog, loaded.maps)
+            return handover.Fresh(loaded.prog, loaded.maps, loaded.handshakes, loaded.refused)
 
         return handover.open_kernel(parameters, self.store, load)
 
@@ -525,6 +525,7 @@ class Daemon:
             notify.stopping("stopping")
             if not self.store.outlasts:
                 resident.attachments.detach_all()
+                resident.handshakes.detach()
             resident.finish()
             self.store.end()
         if self._lookup is not None:

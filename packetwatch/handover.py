@@ -1,14 +1,16 @@
 # SPDX-License-Identifier: Apache-2.0
 """From one resident to the next: take over a running kernel half, or replace it with no packet unjudged.
 
-Descriptors in the store: `<digest>_prog`, `<digest>_map_<name>`, `link_<id>`, `memory`. The digest
-(program.Parameters.digest) says what was compiled: the same one is adopted, another is replaced.
+Descriptors in the store: `<digest>_prog`, `<digest>_handshakes`, `<digest>_map_<name>`, `link_<id>`, `handshakes`
+(the link on the root cgroup), `memory`. The digest (program.Parameters.digest) says what was compiled: the same one
+is adopted, another is replaced.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from typing import NamedTuple, Optional
 
 from packetwatch import libbpf, program
@@ -16,7 +18,7 @@ from packetwatch.kernel import Kernel
 from packetwatch.memory import Memory
 from packetwatch.store import Store
 
-_PROG, _MAP = "_prog", "_map_"
+_PROG, _HANDSHAKES, _MAP = "_prog", "_handshakes", "_map_"
 
 
 class Opened(NamedTuple):
@@ -27,6 +29,8 @@ class Opened(NamedTuple):
     adopted: bool
     previous: Optional[tuple[str, Kernel]]  #: digest and maps of a program that is to be replaced
     links: dict[str, int]  #: name in the store -> descriptor
+    handshakes: Optional[int]  #: the link on the root cgroup
+    refused: str  #: why the kernel half has no program for it, where that is known
     memory: Memory
 
 
@@ -35,6 +39,8 @@ class Fresh(NamedTuple):
 
     prog: int
     maps: Mapping[str, int]
+    handshakes: Optional[int] = None
+    refused: str = ""
 
 
 def open_kernel(parameters: program.Parameters, store: Store, load: Callable[[], Fresh]) -> Opened:
@@ -46,28 +52,30 @@ def open_kernel(parameters: program.Parameters, store: Store, load: Callable[[],
     links = {name: fd for name, fd in inherited.items() if name.startswith("link_")}
     memory = _memory(inherited.get("memory"), store)
     digest = parameters.digest()
-    kernel = _take(inherited, digest, parameters)
+    kernel, refused = _take(inherited, digest, parameters), ""
     adopted = kernel is not None
     previous = _previous(inherited, digest, {libbpf.link_info(fd).prog_id for fd in links.values()})
     _drop_rest(inherited, {digest if adopted else "", previous[0] if previous else ""}, store)
     if kernel is None:
         fresh = load()
-        kernel = Kernel(fresh.prog, fresh.maps, parameters)
+        kernel, refused = Kernel(fresh.prog, fresh.maps, parameters, fresh.handshakes), fresh.refused
         for name, fd in _names(digest, kernel).items():
             store.put(name, fd)
-    return Opened(kernel, digest, adopted, previous, links, memory)
+    return Opened(kernel, digest, adopted, previous, links, inherited.get("handshakes"), refused, memory)
 
 
-def replace(kernel: Kernel, previous: Optional[Kernel], links: Iterable[int]) -> None:
-    """Blocks first, then the program of every link that has another, then the blocks that came meanwhile."""
-    own = libbpf.prog_id(kernel.prog)
+def replace(kernel: Kernel, previous: Optional[Kernel], links: Mapping[int, int]) -> None:
+    """Blocks first, then the program of every link that has another than here, then the blocks that came meanwhile.
+
+    So it goes with clients: a handshake that both programs miss there is none.
+    """
     if previous is not None:
-        _copy_blocks(previous, kernel)
-    for fd in links:
-        if libbpf.link_info(fd).prog_id != own:
-            libbpf.link_update(fd, kernel.prog)
+        _copy_sources(previous, kernel)
+    for link, prog in links.items():
+        if libbpf.link_info(link).prog_id != libbpf.prog_id(prog):
+            libbpf.link_update(link, prog)
     if previous is not None:
-        _copy_blocks(previous, kernel)
+        _copy_sources(previous, kernel)
 
 
 def forget(digest: str, previous: Kernel, store: Store) -> None:
@@ -78,7 +86,10 @@ def forget(digest: str, previous: Kernel, store: Store) -> None:
 
 
 def _names(digest: str, kernel: Kernel) -> dict[str, int]:
-    return {digest + _PROG: kernel.prog, **{f"{digest}{_MAP}{name}": fd for name, fd in kernel.maps.items()}}
+    """The program that may be missing comes before the maps, without which nothing is adopted."""
+    handshakes = {digest + _HANDSHAKES: kernel.handshakes} if kernel.handshakes is not None else {}
+    maps = {f"{digest}{_MAP}{name}": fd for name, fd in kernel.maps.items()}
+    return {digest + _PROG: kernel.prog, **handshakes, **maps}
 
 
 def _take(inherited: Mapping[str, int], digest: str, parameters: program.Parameters) -> Optional[Kernel]:
@@ -87,7 +98,7 @@ def _take(inherited: Mapping[str, int], digest: str, parameters: program.Paramet
     maps = {name: inherited[f"{digest}{_MAP}{name}"] for name in program.MAPS if f"{digest}{_MAP}{name}" in inherited}
     if prog is None or len(maps) != len(program.MAPS):
         return None
-    return Kernel(prog, maps, parameters)
+    return Kernel(prog, maps, parameters, inherited.get(digest + _HANDSHAKES))
 
 
 def _previous(inherited: Mapping[str, int], own: str, judging: set[int]) -> Optional[tuple[str, Kernel]]:
@@ -120,7 +131,8 @@ def _drop_rest(inherited: Mapping[str, int], kept: set[str], store: Store) -> No
             os.close(fd)
 
 
-def _copy_blocks(old: Kernel, new: Kernel) -> None:
+def _copy_sources(old: Kernel, new: Kernel) -> None:
+    """Those that are blocked, have been, or are clients."""
     for block in old.blocks.read():
         try:
             new.blocks.put(block)
@@ -128,6 +140,9 @@ def _copy_blocks(old: Kernel, new: Kernel) -> None:
             break  # the new table is smaller and full: it refuses, as it would any block
     for key, value in libbpf.items(old.maps["offenders"], 16, program.OFFENDER.size):
         libbpf.update(new.maps["offenders"], key, value)
+    for key, value in libbpf.items(old.maps["clients"], 16, program.CLIENT.size):
+        with contextlib.suppress(FileExistsError):  # a newer one
+            libbpf.update(new.maps["clients"], key, value, libbpf.NOEXIST)
 
 
 def _memory(fd: Optional[int], store: Store) -> Memory:

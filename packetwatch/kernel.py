@@ -158,6 +158,13 @@ class Offender(NamedTuple):
     contested: int  #: 1: too many of them, it will not be proven
 
 
+class Client(NamedTuple):
+    """A source that has completed handshakes with this host: the first remembered and the last (CLOCK_BOOTTIME)."""
+
+    first_ns: int
+    last_ns: int
+
+
 class Block(NamedTuple):
     """A source that the kernel half has blocked; times are CLOCK_BOOTTIME in ns, until 0 is forever."""
 
@@ -173,10 +180,14 @@ class Block(NamedTuple):
 
 
 class Kernel:
-    """A loaded program with its maps; owns the descriptors."""
+    """The loaded programs with their maps; owns the descriptors."""
 
-    def __init__(self, prog: int, maps: Mapping[str, int], parameters: program.Parameters) -> None:
+    def __init__(
+        self, prog: int, maps: Mapping[str, int], parameters: program.Parameters, handshakes: Optional[int] = None
+    ) -> None:
+        """handshakes: the program for the root cgroup, where there is one."""
         self.prog = prog
+        self.handshakes = handshakes
         self.maps = dict(maps)
         self.parameters = parameters
         self._cpus = libbpf.possible_cpus()
@@ -193,6 +204,8 @@ class Kernel:
             ring.close()
         for fd in (self.prog, *self.maps.values()):
             os.close(fd)
+        if self.handshakes is not None:
+            os.close(self.handshakes)
 
     # settings
 
@@ -355,6 +368,14 @@ class Kernel:
     def offender(self, source: bytes) -> Optional[Offender]:
         value = libbpf.lookup(self.maps["offenders"], source, program.OFFENDER.size)
         return Offender(*program.OFFENDER.unpack(value)) if value is not None else None
+
+    def put_network(self, cookie: int) -> None:
+        """Clients are those of that network namespace's sockets; 0: of every one's."""
+        libbpf.update(self.maps["network"], _U32.pack(0), struct.pack("=Q", cookie))
+
+    def client(self, source: bytes) -> Optional[Client]:
+        value = libbpf.lookup(self.maps["clients"], source, program.CLIENT.size)
+        return Client(*program.CLIENT.unpack(value)) if value is not None else None
 
     def forget_offences(self, source: bytes) -> None:
         libbpf.delete(self.maps["offenders"], source)

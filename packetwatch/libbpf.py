@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple, Optional
 
 ANY, NOEXIST, EXIST = range(3)
-XDP = 37  #: enum bpf_attach_type
+CGROUP_SOCK_OPS, XDP = 3, 37  #: enum bpf_attach_type
 XDP_FLAGS_SKB_MODE = 1 << 1
 XDP_FLAGS_DRV_MODE = 1 << 2
 
@@ -184,13 +184,18 @@ def link_xdp(prog: int, ifindex: int, flags: int) -> int:
     return _call("bpf_link_create", prog, ifindex, XDP, ctypes.byref(options))
 
 
+def link_sock_ops(prog: int, cgroup: int) -> int:
+    """Attaches to all sockets below a folder of cgroup v2, beside the programs of others; lasts as link_xdp()."""
+    return _call("bpf_link_create", prog, cgroup, CGROUP_SOCK_OPS, None)
+
+
 def link_update(link: int, prog: int) -> None:
     """Replaces the program of a link, with no packet between the two."""
     _call("bpf_link_update", link, prog, None)
 
 
 def link_detach(link: int) -> None:
-    """Takes the program off the interface at once, whoever else holds the link."""
+    """Takes the program off its interface or cgroup at once, whoever else holds the link."""
     _call("bpf_link_detach", link)
 
 
@@ -204,6 +209,11 @@ def _info(fd: int, size: int) -> bytes:
 def link_info(link: int) -> LinkInfo:
     words = memoryview(_info(link, 64)).cast("I")
     return LinkInfo(words[1], words[2], words[4])
+
+
+def cgroup_id(link: int) -> int:
+    """Of the cgroup that a link of link_sock_ops() is on; 0 once it has been taken off."""
+    return memoryview(_info(link, 64)).cast("Q")[2]
 
 
 def prog_id(prog: int) -> int:

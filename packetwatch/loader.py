@@ -36,11 +36,13 @@ class LoadError(Exception):
 
 
 class Loaded(NamedTuple):
-    """Descriptors of a loaded program; whoever holds them keeps it in the kernel."""
+    """Descriptors of what was loaded; whoever holds them keeps it in the kernel."""
 
     prog: int
     maps: dict[str, int]
     headers: str  #: uapi or kernel: what it was compiled with
+    handshakes: Optional[int] = None  #: the program for the root cgroup
+    refused: str = ""  #: why there is none of that
 
 
 def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loaded:
@@ -59,7 +61,7 @@ def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loa
         )
         theirs.close()
         try:
-            message, fds, _, _ = socket.recv_fds(ours, _MESSAGE_BYTES, len(program.MAPS) + 1)
+            message, fds, _, _ = socket.recv_fds(ours, _MESSAGE_BYTES, len(program.MAPS) + 2)
         except socket.timeout:
             child.kill()
             message, fds = b"", []
@@ -67,11 +69,12 @@ def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loa
     answer: dict[str, Any] = json.loads(message) if message else {}
     if "error" in answer:
         raise LoadError(answer["error"], answer["hint"])
+    handshakes = fds.pop() if answer.get("handshakes") else None
     if len(fds) != len(program.MAPS) + 1:
         raise LoadError(f"the loader ended without a program: {_last_words(child.returncode, errors)}", "try again")
-    for fd in fds:
+    for fd in (*fds, *([handshakes] if handshakes is not None else [])):
         os.set_inheritable(fd, False)
-    return Loaded(fds[0], dict(zip(program.MAPS, fds[1:])), answer["headers"])
+    return Loaded(fds[0], dict(zip(program.MAPS, fds[1:])), answer["headers"], handshakes, answer["refused"])
 
 
 def _last_words(status: int, errors: str) -> str:
@@ -89,11 +92,13 @@ def main(arguments: list[str]) -> None:
     sources = Path(arguments[1]).resolve()
     try:
         headers = _choose_headers(parameters.headers, sources)
-        fds = _compile(parameters, sources)
+        fds, handshakes, refused = _compile(parameters, sources)
     except LoadError as fault:
         channel.send(json.dumps({"error": str(fault), "hint": fault.hint}).encode())
     else:
-        socket.send_fds(channel, [json.dumps({"headers": headers}).encode()], fds)
+        message = {"headers": headers, "handshakes": handshakes is not None, "refused": refused}
+        rest = [handshakes] if handshakes is not None else []
+        socket.send_fds(channel, [json.dumps(message).encode()], fds + rest)
 
 
 def _choose_headers(wish: str, sources: Path) -> str:
@@ -134,8 +139,8 @@ def _flags(parameters: program.Parameters, sources: Path) -> list[str]:
     ]
 
 
-def _compile(parameters: program.Parameters, sources: Path) -> list[int]:
-    """Descriptors of the program and of every map, in the order of program.MAPS."""
+def _compile(parameters: program.Parameters, sources: Path) -> tuple[list[int], Optional[int], str]:
+    """Descriptors of the program and of every map, in the order of program.MAPS; and see _load_handshakes()."""
     libbpf.raise_memlock()
     try:
         import bcc
@@ -148,7 +153,24 @@ def _compile(parameters: program.Parameters, sources: Path) -> list[int]:
             function = built.load_func(program.FUNCTION, bcc.BPF.XDP)
         except Exception as fault:  # bcc raises bare Exception; what matters is what it printed
             raise _explain(fault, capture.text()) from None
-    return [function.fd] + [_map_fd(built, name) for name in program.MAPS]
+    maps = [_map_fd(built, name) for name in program.MAPS]
+    return ([function.fd, *maps], *_load_handshakes(built, parameters))
+
+
+def _load_handshakes(built: Any, parameters: program.Parameters) -> tuple[Optional[int], str]:
+    """The descriptor of the program for the root cgroup, or why there is none: everything else works without."""
+    import bcc
+
+    if parameters.replay:
+        return None, ""
+    refused = ""
+    for name in program.HANDSHAKES:
+        with _captured_stderr() as capture:
+            try:
+                return built.load_func(name, bcc.BPF.SOCK_OPS).fd, ""
+            except Exception as fault:
+                refused = refused or str(_explain(fault, capture.text()))
+    return None, refused
 
 
 def _map_fd(built: Any, name: str) -> int:

@@ -189,6 +189,7 @@ SUBJECTS: tuple[tuple[str, Callable[[Answer], list[str]]], ...] = (
     ("Problems", _problems),
     ("Unconfirmed", _unconfirmed),
     ("Interfaces", _interfaces),
+    ("Handshakes", lambda answer: [str(answer.get("handshakes") or "")]),
     ("Up", _up),
     ("Connections", _connections),
     ("", _by_interface),

@@ -16,6 +16,8 @@ from packetwatch import event
 
 SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 FUNCTION = "packetwatch"
+#: Functions for the root cgroup, of which the first that the kernel takes is used; replay builds have none.
+HANDSHAKES = ("established", "established_anywhere")
 LAYOUT = 3  #: of records and map values; raise it with every change of one
 ATTACHMENTS = 64
 ATTACHMENT_CELLS = 256
@@ -24,6 +26,7 @@ PREFIXES = 65536
 FOLDS = 2048
 SUSPECTS = 16384
 OFFENDERS = 16384
+CLIENTS = 16384
 RULES = 8
 PORT_BYTES = 8192
 ALERTS_BYTES = 256 * 1024
@@ -42,6 +45,8 @@ MAPS = (
     "trackers",
     "suspects",
     "offenders",
+    "clients",
+    "network",
     "storm",
     "cookies",
     "challenge_rate",
@@ -64,6 +69,7 @@ TRACKER_HEAD = struct.Struct("=16sQQQIxxxx")  #: saddr, last, blocked, scan, cou
 SUSPECT_HEAD = struct.Struct("=16sQIxxxx")
 OFFENDER = struct.Struct("=QQQIIIIII")
 COOKIES = struct.Struct("=16s16sIxxxx")
+CLIENT = struct.Struct("=QQ")
 FOLD_KEY = struct.Struct("=16s2sHI")
 FOLD = struct.Struct("=QQ")
 REPLAY_HEADER = struct.Struct("=QIBBxx")  #: now_ns, ifindex, port_state, hosts: bpf/replay.h

@@ -11,7 +11,7 @@ import sys
 import time
 from typing import Any, NamedTuple, Optional
 
-from packetwatch import address, attachments, budget, clock, handover, interfaces, lists, netlink
+from packetwatch import address, attachments, budget, clock, handover, handshakes, interfaces, lists, netlink
 from packetwatch import program, state, thresholds
 from packetwatch.address import Prefix
 from packetwatch.drain import Drain
@@ -85,6 +85,7 @@ class Resident:
         self.lists = lists.Lists(self.kernel, settings)
         self.attachments = attachments.Attachments(self.kernel, store, self.ledger)
         self.attachments.last_id = note.get("last_attachment", -1)
+        self.handshakes = handshakes.Handshakes(self.kernel, store, opened.refused)
         self.budget = budget.Budget(settings.log_daily_size)
         self.blocks_by_hand: int = note.get("blocks_by_hand", 0)
         self.links: list[netlink.Link] = []
@@ -169,7 +170,11 @@ class Resident:
         self.apply_lists()
         self.attachments.adopt(opened.links, self.links)
         previous = opened.previous[1] if opened.previous else None
-        handover.replace(self.kernel, previous, [a.link for a in self.attachments.by_index.values()])
+        links = {a.link: self.kernel.prog for a in self.attachments.by_index.values()}
+        handover.replace(self.kernel, previous, {**links, **self.handshakes.adopt(opened.handshakes)})
+        self.handshakes.attach()
+        if self.handshakes.fault:
+            tell(f"handshakes are not seen, so no source counts as established: {self.handshakes.fault}")
         if opened.previous is not None:
             self._take_over(opened, *opened.previous)
         self.look_around(hosts)

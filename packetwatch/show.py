@@ -72,6 +72,10 @@ def _why_allowed(entry: Answer) -> str:
 def why(answer: Answer) -> str:
     """The verdict first, then what it rests on."""
     lines = [f"{answer.get('address')}: {answer.get('verdict')}"]
+    client = answer.get("client")
+    if isinstance(client, Mapping):
+        lines.append(f"established: has completed handshakes from {moment(client.get('since'))} till"
+                     f" {moment(client.get('last'))}, so the address is its own")
     lines += [f"allowed: {each.get('prefix')} ({each.get('reason')})" for each in dicts(answer, "allowed_by")]
     lines += [f"blocked: {_block(each)}" for each in dicts(answer, "blocked_by")]
     lines += [f"port {each.get('port')}: {each.get('state')}, last {moment(each.get('last'))}" for each in

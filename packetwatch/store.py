@@ -11,8 +11,8 @@ from typing import Protocol
 from packetwatch import libbpf, notify
 
 
-#: What handover.py and attachments.py name things; all else in a folder of pins is somebody else's.
-_OURS = re.compile(r"[0-9a-f]{16}v[0-9]+_(prog|map_[a-z_]+)|link_[0-9]+")
+#: What handover.py, attachments.py and handshakes.py name things; all else in a folder of pins is somebody else's.
+_OURS = re.compile(r"[0-9a-f]{16}v[0-9]+_(prog|handshakes|map_[a-z_]+)|link_[0-9]+|handshakes")
 
 
 class Store(Protocol):

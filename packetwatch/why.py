@@ -8,25 +8,27 @@ from typing import Any, Optional
 
 from packetwatch import address, clock, detection, rules, thresholds
 from packetwatch.address import BITS, Prefix
-from packetwatch.kernel import Reached, Track
+from packetwatch.kernel import Client, Reached, Track
 from packetwatch.kinds import duration_text, rule_text
 from packetwatch.resident import Resident
 from packetwatch.sinks.records import fields
 
 
 def why(resident: Resident, source: bytes) -> dict[str, Any]:
-    """Times are wall time; `evidence` is seen, or none where nothing is known."""
+    """Times are wall time; `evidence` is none where nothing is known, else seen, proven or established."""
     offset = clock.wall_offset_ns()
     track = resident.kernel.track(source)
     history = [fields(notice, offset) for notice in resident.drain.history.of(address.text(source))]
     allowed, blocks = _allowed(resident, source), list(_blocks(resident, source, offset))
     offences = _offences(resident, source, offset)
+    client = resident.kernel.client(source)
     known = bool(track.ports or track.met or history or blocks or offences)
     return {
         "address": address.text(source),
         "verdict": _verdict(resident, allowed, blocks),
         "mode": resident.mode,
-        "evidence": "seen" if known else "none",
+        "evidence": "established" if client else "proven" if offences and offences["proven"] else "seen" if known else "none",
+        "client": _client(client, offset) if client else None,
         "allowed_by": allowed,
         "blocked_by": blocks,
         "ports": [_port(each, offset) for each in _merged(track)],
@@ -87,6 +89,11 @@ def _merged(track: Track) -> list[Reached]:
 def _port(each: Reached, offset: int) -> dict[str, Any]:
     state = "closed" if each.closed else "open"
     return {"port": each.port, "state": state, "last": clock.rfc3339(each.boot_ns + offset)}
+
+
+def _client(client: Client, offset: int) -> dict[str, str]:
+    """Of handshakes that this host has completed with it."""
+    return {"since": clock.rfc3339(client.first_ns + offset), "last": clock.rfc3339(client.last_ns + offset)}
 
 
 def _progress(resident: Resident, track: Track) -> Iterator[dict[str, Any]]:

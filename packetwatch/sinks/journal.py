@@ -163,7 +163,7 @@ class JournalWriter:
         while self._entries:
             error = self._send(self._entries[0])
             if error is not None and error.errno in LATER:
-                self.cause = error
+                self.cause = error.with_traceback(None)  # as in writer.py
                 self.tally.failed(error)
                 break
             data, record = self._entries.popleft(), self._records.popleft()

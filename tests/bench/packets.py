@@ -126,7 +126,7 @@ class Programs:
         self._reference, records = harness.load_text(text, parameters, "reference", ["records"])
         self._records = Ring(records, parameters.ring_bytes, REFERENCE_RECORD)
         loaded = loader.load(parameters)
-        self.kernel = Kernel(loaded.prog, loaded.maps, parameters)
+        self.kernel = Kernel(loaded.prog, loaded.maps, parameters, loaded.handshakes)
         self.rig = harness.Rig(self.kernel)
         self._fill()
         return self

@@ -54,7 +54,11 @@ TRACKER_SET = 8 + 4 * (TRACKER_HEAD + 8 * event.SCAN_SLOTS)
 SUSPECT_SET = 8 + 4 * (SUSPECT_HEAD + 8 * detection.SUSPECT_SLOTS)
 #: Instructions that the verifier may walk, of a million; where it gives none, it is no Linux since 5.16.
 VERIFIED = range(10_000, 400_000)
-KEY_BYTES = {"local": 20, "sources": 20, "blocks": 16, "offenders": 16, "folds_by_source": 24, "folds_by_port": 24}
+KEY_BYTES = {
+    **dict.fromkeys(("local", "sources"), program.PREFIX_KEY.size),
+    **dict.fromkeys(("blocks", "offenders", "clients"), 16),
+    **dict.fromkeys(("folds_by_source", "folds_by_port"), program.FOLD_KEY.size),
+}
 
 #: A clock that a test sets; at 0 it is the real one.
 CLOCK = """
@@ -283,7 +287,7 @@ def empty_array(kernel, name, entries, size):
 
 def load_product():
     loaded = loader.load(PRODUCT)
-    return Kernel(loaded.prog, loaded.maps, PRODUCT)
+    return Kernel(loaded.prog, loaded.maps, PRODUCT, loaded.handshakes)
 
 
 def load_clocked():
@@ -293,13 +297,13 @@ def load_clocked():
     return Kernel(prog, dict(zip(program.MAPS, maps)), CLOCKED), maps[-1]
 
 
-def load_text(text, parameters, function, maps):
+def load_text(text, parameters, function, maps, kind="XDP"):
     """Compiles a text of the test's in a child, as the loader does; descriptors of the function and the maps."""
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    job = json.dumps({"text": text, "parameters": parameters._asdict(), "function": function, "maps": maps})
+    job = {"text": text, "parameters": parameters._asdict(), "function": function, "maps": maps, "kind": kind}
     child = subprocess.run(
         [sys.executable, "-m", "tests.bpf.harness", str(theirs.fileno())],
-        input=job.encode(),
+        input=json.dumps(job).encode(),
         pass_fds=[theirs.fileno()],
         cwd=ROOT,
         stderr=subprocess.PIPE,
@@ -319,7 +323,7 @@ def compile_text(channel):
     loader._choose_headers(parameters.headers, program.SOURCES)
     libbpf.raise_memlock()
     built = bcc.BPF(text=job["text"], cflags=loader._flags(parameters, program.SOURCES))
-    function = built.load_func(job["function"], bcc.BPF.XDP)
+    function = built.load_func(job["function"], getattr(bcc.BPF, job["kind"]))
     fds = [function.fd] + [loader._map_fd(built, name) for name in job["maps"]]
     socket.send_fds(socket.socket(fileno=channel), [b"."], fds)
 

@@ -28,6 +28,7 @@ STRUCTS = {
     "fold": (program.FOLD, 0, "count since_ns"),
     "offender": (program.OFFENDER, 0, "until_ns proven_ns ports count doublings unanswered wrong life contested"),
     "cookies": (program.COOKIES, 0, "keys[0] keys[1] life"),
+    "client": (program.CLIENT, 0, "first_ns last_ns"),
     "connection_event": (event.PROBE, 8, "boot_ns saddr daddr sport dport attachment flags tcp_flags"),
     "alert_event": (event.ALERT, 8, "boot_ns until_ns saddr daddr attachment flags block port_count rule evidence ports closed"),
 }
@@ -67,6 +68,7 @@ CONSTANTS = {
     "DOUBLINGS_FOREVER": detection.DOUBLINGS_FOREVER,
     "UNPROVEN_NS": detection.UNPROVEN_NS,
     "RULES": program.RULES,
+    "CLIENTS": program.CLIENTS,
     "OFFENDERS": program.OFFENDERS,
     "PORT_BYTES": program.PORT_BYTES,
     "SCAN_SLOTS": event.SCAN_SLOTS,
@@ -182,6 +184,8 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "trackers": (4, harness.TRACKER_SET),
         "suspects": (4, harness.SUSPECT_SET),
         "offenders": (16, program.OFFENDER.size),
+        "clients": (16, program.CLIENT.size),
+        "network": (4, 8),
         "storm": (4, 16),
         "cookies": (4, program.COOKIES.size),
         "challenge_rate": (4, 8),
@@ -206,6 +210,7 @@ def test_the_tables_have_the_sizes_that_were_asked_for(rig):
     assert entries["blocks"] == harness.PRODUCT.blocks
     assert entries["connections"] == harness.PRODUCT.ring_bytes
     assert entries["alerts"] == program.ALERTS_BYTES and entries["probes"] == program.PROBES_BYTES
+    assert entries["clients"] == program.CLIENTS
     assert entries["suspects"] * 4 == harness.PRODUCT.trackers
     assert entries["folds_by_interface"] == 2 * entries["counters"] == 2 * program.ATTACHMENTS
 

@@ -111,6 +111,13 @@ class Service:
         row = next(row for row in self.status()["interfaces"] if row["name"] == interface)
         return row["link_id"], row["program_id"]
 
+    def handshakes(self) -> tuple[int, int]:
+        """Ids of the link and of the program on the root cgroup, which no command tells."""
+        told = self.machine.run(["sh", "-c", f"cat /proc/{self.pid}/fdinfo/*"]).stdout
+        found = re.search(r"^link_type:\s+cgroup\nlink_id:\s+(\d+)\nprog_tag:.*\nprog_id:\s+(\d+)$", told, re.M)
+        assert found, self.status()["handshakes"]
+        return int(found[1]), int(found[2])
+
     def blocked(self) -> list[str]:
         return [row["prefix"] for row in self.ask("block", "list")]
 
@@ -212,7 +219,7 @@ class Traffic:
 @contextlib.contextmanager
 def listener(machine: Machine) -> Iterator[None]:
     process = subprocess.Popen(
-        machine.inside(["python3", "-c", _LISTEN, str(OPEN_PORT)]),
+        machine.inside(["sh", "-c", _IN_ITS_CGROUP, "python3", "-c", _LISTEN, str(OPEN_PORT)]),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         text=True,
@@ -224,11 +231,11 @@ def listener(machine: Machine) -> Iterator[None]:
         process.communicate(timeout=10)
 
 
-def ids_of(program_id: int) -> dict[str, set[int]]:
-    """What there is of a program in the kernel: its own id, and those of its maps and links."""
-    programs = [p for p in bpftool("prog", "show") if p["id"] == program_id]
+def ids_of(*program_ids: int) -> dict[str, set[int]]:
+    """What there is of programs in the kernel: their own ids, and those of their maps and links."""
+    programs = [p for p in bpftool("prog", "show") if p["id"] in program_ids]
     maps = {number for program in programs for number in program.get("map_ids", ())}
-    links = {link["id"] for link in bpftool("link", "show") if link.get("prog_id") == program_id}
+    links = {link["id"] for link in bpftool("link", "show") if link.get("prog_id") in program_ids}
     return {"prog": {program["id"] for program in programs}, "map": maps, "link": links}
 
 
@@ -245,6 +252,8 @@ def proc_status(machine: Machine, pid: str) -> dict[str, str]:
     return dict(re.findall(r"^(\w+):\s*(.*)$", text, re.MULTILINE))
 
 
+#: What enters a machine's namespaces is still in a cgroup of the host.
+_IN_ITS_CGROUP = 'echo $$ >/sys/fs/cgroup/init.scope/cgroup.procs && exec "$0" "$@"'
 _LISTEN = """
 import select, socket, sys
 server = socket.create_server(("", int(sys.argv[1])), backlog=4096)

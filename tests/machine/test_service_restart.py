@@ -59,7 +59,7 @@ def reexec(service):
 @pytest.mark.parametrize("again", (restart, kill, reexec))
 def test_no_packet_goes_unjudged(protected, again):
     """Two sources connect all the time, one of them blocked: all they sent is counted, and she never got through."""
-    link, before = protected.link(), protected.status()["ledger"]["syns"]
+    link, before = protected.link() + protected.handshakes(), protected.status()["ledger"]["syns"]
     with protected.traffic(SOMEBODY, SCANNER) as traffic:
         time.sleep(0.3)
         again(protected)
@@ -75,7 +75,8 @@ def test_no_packet_goes_unjudged(protected, again):
     wait_for(lambda: protected.count("connection") >= recorded, "the records")
     twice = protected.count("connection") - recorded  # written, but not yet given back to the ring when it was killed
     assert twice == 0 or again is kill and twice < 100
-    assert protected.link() == link
+    assert protected.link() + protected.handshakes() == link
+    assert protected.ask("why", SOMEBODY)["evidence"] == "established"
     assert protected.blocked() == [SCANNER]
 
 
@@ -257,7 +258,7 @@ def test_an_upgrade_swaps_the_program_under_the_same_link(upgraded):
 def test_an_upgrade_that_is_killed_is_gone_on_with(upgraded, step):
     """The start dies at that step, once: the next finds two kernel halves, and the old one may still judge."""
     protected, machine = upgraded, upgraded.machine
-    link_id, program_id = protected.link()
+    (link_id, program_id), seen = protected.link(), protected.handshakes()
     before = protected.status()["ledger"]["syns"]
     machine.run(["install", "-o", "packetwatch", "/dev/null", "/var/lib/packetwatch/die"])
     with protected.altered("packetwatch/handover.py", lambda text: text + DIES_ONCE.format(step=step)):
@@ -265,12 +266,14 @@ def test_an_upgrade_that_is_killed_is_gone_on_with(upgraded, step):
             protected.systemctl("restart", check=False)
             wait_for(protected.is_active, "it is up", 20)
             sent = traffic.end()
-    assert protected.show("NRestarts") == ["1"]
+    assert protected.show("NRestarts") == ["1"], protected.told()
     assert sent[SCANNER]["answered"] == sent[SOMEBODY]["silent"] == 0
     assert protected.link()[0] == link_id and protected.link()[1] != program_id
     assert protected.blocked() == [SCANNER]
     assert protected.status()["ledger"]["syns"] == before + sent.total
-    assert protected.show("NFileDescriptorStore") == [str(len(program.MAPS) + 3)]  # and program, link, memory
+    assert protected.handshakes()[0] == seen[0] and protected.handshakes()[1] != seen[1]
+    assert protected.ask("why", SOMEBODY)["evidence"] == "established"
+    assert protected.show("NFileDescriptorStore") == [str(len(program.MAPS) + 5)]  # and programs, links, memory
 
 
 def test_an_upgrade_to_other_layouts_keeps_link_and_blocks(upgraded):
@@ -287,7 +290,7 @@ def test_an_upgrade_to_other_layouts_keeps_link_and_blocks(upgraded):
         assert protected.status()["ledger"]["syns"] == before + 1
         restart(protected)
         assert protected.status()["adopted"]
-        assert protected.show("NFileDescriptorStore") == [str(len(program.MAPS) + 3)]
+        assert protected.show("NFileDescriptorStore") == [str(len(program.MAPS) + 5)]
     wait_for(lambda: program_id not in {each["id"] for each in bpftool("prog", "show")}, "the old program is gone")
 
 

@@ -4,11 +4,12 @@
 from __future__ import annotations
 
 import datetime
+import re
 import time
 
 from packetwatch import program
 from tests.machine.machine import ADDRESS, ADDRESS6, PEER, PEER6, wait_for
-from tests.machine.service import SCANNER, UNIT, bpftool, ids_of, proc_status
+from tests.machine.service import CLOSED_PORT, OPEN_PORT, SCANNER, UNIT, bpftool, ids_of, listener, proc_status
 
 CAP_NET_ADMIN, CAP_BPF = 1 << 12, 1 << 39
 #: The machine has the host's clock, which is not ours to set: so the service is told another.
@@ -149,8 +150,8 @@ def test_no_llvm_in_the_resident(service):
 def test_stop_leaves_nothing(service):
     service.start().scan()
     _, program_id = service.link()
-    there = ids_of(program_id)
-    assert {kind: len(ids) for kind, ids in there.items()} == {"prog": 1, "map": len(program.MAPS), "link": 1}
+    there = ids_of(program_id, service.handshakes()[1])
+    assert {kind: len(ids) for kind, ids in there.items()} == {"prog": 2, "map": len(program.MAPS), "link": 2}
     service.systemctl("stop")
     wait_for(lambda: not left(there), "the kernel frees what was loaded")  # it does so a moment later
     assert "xdp" not in service.machine.run(["ip", "-details", "link", "show", "host0"]).stdout
@@ -199,6 +200,32 @@ def test_ipv6_is_watched_as_well(service):
         wait_for(lambda: service.blocked() == [source], "the block")
         assert service.machine.connect(84, source, timeout_s=0.4) == "dropped"
     assert service.records("scan", 1)[0]["PACKETWATCH_DEST_IP"] == ADDRESS6
+
+
+def test_whoever_has_connected_is_established(service):
+    """The service's user and rights are enough for a program on the root cgroup."""
+    service.start()
+    assert service.status()["handshakes"] == "seen"
+    with service.machine.peer_address(SCANNER), listener(service.machine):
+        assert service.machine.connect(CLOSED_PORT, SCANNER) == "refused"
+        assert service.ask("why", SCANNER)["evidence"] == "seen"
+        assert service.machine.connect(OPEN_PORT, SCANNER) == "connected"
+    assert service.ask("why", SCANNER)["evidence"] == "established"
+
+
+def test_a_kernel_that_takes_no_program_for_handshakes_has_all_the_rest(service):
+    refused = re.compile(r"(int established.*?return) 1;", re.S)
+    with service.altered("bpf/packetwatch.c", lambda text: refused.sub(r"\1 7;", text)):
+        service.start().scan()
+        status = service.status()
+        assert status["protecting"] and not status["problems"]
+        assert status["handshakes"].startswith("not seen: the kernel's verifier refuses the kernel half: ")
+        assert "handshakes are not seen, so no source counts as established: the kernel's" in service.told()
+        service.systemctl("restart")
+        status = service.status()
+        assert status["adopted"] and status["protecting"]
+        assert status["handshakes"] == "not seen: the kernel has refused the program for the root cgroup"
+        assert service.show("NFileDescriptorStore") == [str(len(program.MAPS) + 3)]  # program, link, memory
 
 
 def test_a_clock_step_moves_the_times_told_and_no_block(service):

@@ -136,6 +136,16 @@ def veth():
     return connect
 
 
+@pytest.fixture
+def pins(tmp_path):
+    """A folder below a bpf file system of the test's."""
+    folder = tmp_path / "bpf"
+    folder.mkdir()
+    call("mount", "-t", "bpf", "none", str(folder))
+    yield folder / "pins"
+    call("umount", str(folder))
+
+
 @pytest.fixture(scope="module")
 def wire():
     """One link with a watched side and an outside, for all tests of a module."""

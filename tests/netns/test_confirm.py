@@ -10,7 +10,6 @@ import pytest
 
 from packetwatch.client import Client, ControlError
 
-from .conftest import call
 from .resident import wait_for
 from .traffic import CLOSED, OPEN, SILENT, Wire
 
@@ -189,16 +188,6 @@ def test_an_end_that_passed_while_it_was_down(watch, case):
     watch.kill()
     watch.start()  # what the start has rolled back is on the disk
     assert case.knock() == (case.after if isinstance(case, Reload) else case.before)
-
-
-@pytest.fixture
-def pins(tmp_path):
-    """A bpf file system of the test's."""
-    folder = tmp_path / "bpf"
-    folder.mkdir()
-    call("mount", "-t", "bpf", "none", str(folder))
-    yield folder / "pins"
-    call("umount", str(folder))
 
 
 @pytest.mark.parametrize("change", [BlockAdd, Enforce, Reload], ids=lambda case: " ".join(case.words))

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import re
+
 import pytest
 
 from tests.bpf.harness import VERIFIED
@@ -12,5 +14,5 @@ from tests.bpf.harness import VERIFIED
 def test_the_verifier_has_room_left(host, new):
     host.install(new)
     found = host.sh('cat "/proc/$(systemctl show -P MainPID packetwatch)"/fdinfo/* | grep verified_insns').stdout
-    assert int(found.split()[-1]) in VERIFIED, found
+    assert max(map(int, re.findall(r"\d+", found))) in VERIFIED, found  # that of the root cgroup has few
     print(found.strip(), "with", host.sh("dpkg-query -W -f '${Depends}' libbpfcc").stdout)

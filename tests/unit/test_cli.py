@@ -36,6 +36,7 @@ STATUS = {
         {"name": "vlan7", "attached": True, "mode": "generic", "seat": "VLAN 7 on eth1", "fault": "", "ifindex": 3},
         {"name": "br0", "attached": False, "fault": "no such interface; waiting for it"},
     ],
+    "handshakes": "not seen: no cgroup v2 is mounted",
     "ledger": {
         "syns": 1000, "connections": 900, "connections_folded": 50, "connections_dropped": 40, "connections_lost": 10
     },
@@ -66,7 +67,8 @@ BLOCKS = [
     {"prefix": "2001:db8::/32", "reason": "config", "until": "forever", "since": None, "dropped": 0, "would": True},
 ]
 WHY = {
-    "address": "192.0.2.7", "verdict": "blocked", "mode": "enforce", "evidence": "seen", "allowed_by": [],
+    "address": "192.0.2.7", "verdict": "blocked", "mode": "enforce", "evidence": "established", "allowed_by": [],
+    "client": {"since": "2026-11-24T13:26:05Z", "last": "2026-11-24T14:26:05Z"},
     "blocked_by": [{"prefix": "192.0.2.7", "reason": "port scan", "rule": "scan:closed", "dropped": 3,
                     "since": "2026-11-24T14:26:05Z", "until": "2026-11-24T14:28:05Z", "beats_allow": False}],
     "ports": [{"port": 81, "state": "closed", "last": "2026-11-24T14:26:05Z"}],
@@ -322,6 +324,7 @@ Problems     br0 is missing
 Interfaces   eth0: watched, XDP mode native
              vlan7: watched, XDP mode generic, VLAN 7 on eth1
              br0: NOT WATCHED (no such interface; waiting for it)
+Handshakes   not seen: no cgroup v2 is mounted
 Up           1d2h3m4s, since 2026-11-23 14:00:00, process 321, version 0.1.0, took over from the process before
 Connections  1000 = 900 recorded + 50 folded + 40 dropped + 10 lost
              eth0: 990 = 890 recorded + 50 folded + 40 dropped + 10 lost
@@ -910,6 +913,8 @@ def test_why_tells_the_verdict_first_and_then_what_it_rests_on(resident, run):
     status, out, _ = run("why", "192.0.2.7")
     assert status == 0 and out.splitlines() == [
         "192.0.2.7: blocked",
+        "established: has completed handshakes from 2026-11-24 14:26:05 till 2026-11-24 15:26:05, so the address is its"
+        " own",
         "blocked: 192.0.2.7 until 2026-11-24 15:28:05 (port scan, rule scan:closed)",
         "port 81: closed, last 2026-11-24 15:26:05",
         "rule scan: 1 of 3 ports within 1m",

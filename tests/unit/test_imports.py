@@ -23,7 +23,7 @@ LAYERS = (
     {"kernel", "interfaces", "lookup", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
     | {"sinks.writer"},
     {"lists", "pending", "handover", "show", "control", "replayed", "thresholds", "sinks.ledger", "sinks.journal"},
-    {"attachments", "sinks.log", "sinks.metrics", "overview"},
+    {"attachments", "handshakes", "sinks.log", "sinks.metrics", "overview"},
     # wholes
     {"loader", "drain"},
     {"reports", "replay"},

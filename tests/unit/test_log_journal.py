@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import select
 import socket
@@ -99,6 +100,20 @@ def test_a_journal_that_comes_later_gets_what_waited(path):
     with serve(path) as server:
         assert out.flush()
         assert read(server) == entries(0, 2)
+    out.close()
+
+
+def test_what_is_known_of_a_fault_does_not_keep_the_memory_of_the_ring(path):
+    """The mapping could not be closed then, and a start that takes over from another kernel half failed."""
+    out, page = JournalWriter(path), mmap.mmap(-1, mmap.PAGESIZE)
+
+    def hand_over():
+        frames = memoryview(page)
+        out.write(entries(0, len(frames[:1])), [SINGLE])
+
+    hand_over()
+    assert len(out.pending) == 1
+    page.close()
     out.close()
 
 

@@ -6,8 +6,12 @@ from __future__ import annotations
 from packetwatch import libbpf
 from packetwatch.store import PinStore
 
-OURS = ("0123456789abcdef" + "v1_prog", "0123456789abcdef" + "v1_map_folds_by_port", "link_12")
-THEIRS = ("their_map", "theirs", "link_me", "v1_prog")
+OURS = (
+    *("0123456789abcdefv1_" + name for name in ("prog", "handshakes", "map_folds_by_port")),
+    "link_12",
+    "handshakes",
+)
+THEIRS = ("their_map", "theirs", "link_me", "v1_handshakes", "handshakes_of_theirs", "v1_prog")
 
 
 def test_what_others_pinned_in_the_folder_stays(tmp_path, monkeypatch):

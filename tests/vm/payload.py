@@ -46,7 +46,8 @@ def load() -> None:
     started = time.monotonic()
     loaded = loader.load(program.Parameters(trackers=4096, blocks=1024, ring_bytes=65536, headers="auto"))
     print(f"loaded in {time.monotonic() - started:.1f} s with {loaded.headers} headers")
-    for fd in (loaded.prog, *loaded.maps.values()):
+    assert loaded.handshakes is not None, loaded.refused
+    for fd in (loaded.prog, loaded.handshakes, *loaded.maps.values()):
         os.close(fd)
 
 
@@ -60,6 +61,7 @@ def run() -> None:
     monitor = packetwatch(*command, *COMMON, "--state", str(WORK / "state"), stdout=log)
     try:
         wait_until_attached(monitor)
+        assert evidence_after_a_handshake() == "established", (ask("status"), ask("why", "127.0.0.1"))
         answers = [connect(port) for port in (81, 82, 83, 84)]
         assert answers == ["refused"] * 3 + ["dropped"], answers
         wait_for(lambda: "block" in kinds(log), "a block in the log")
@@ -100,9 +102,23 @@ def wait_until_attached(monitor: subprocess.Popen) -> None:
         return "xdp" in ip("link", "show", "watched")
 
     wait_for(ready, "the program is attached")
-    status = packetwatch("status", "-o", "json", *COMMON[:2], stdout=subprocess.PIPE)
-    out, _ = status.communicate(timeout=LIMIT_S)
-    assert status.returncode == 0 and json.loads(out), out
+    assert ask("status")
+
+
+def ask(*words: str) -> dict:
+    command = packetwatch(*words, "-o", "json", *COMMON[:2], stdout=subprocess.PIPE)
+    out, _ = command.communicate(timeout=LIMIT_S)
+    assert command.returncode == 0, out
+    return json.loads(out)
+
+
+def evidence_after_a_handshake() -> str:
+    """Of this host itself, over the loopback interface, which is not watched."""
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        listener.listen()
+        socket.create_connection(listener.getsockname(), LIMIT_S).close()
+    return ask("why", "127.0.0.1")["evidence"]
 
 
 def connect(port: int) -> str:
