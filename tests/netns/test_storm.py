@@ -42,6 +42,7 @@ def test_a_storm_of_forged_sources_freezes_new_blocks_and_says_so(storm, segment
     assert [record["src_ip"] for record in watch.records("block")] == sources[:100]
     assert {length_s(record) for record in watch.records("block")} == {60}
     assert {row["prefix"] for row in watch.answer("block", "list")} == set(sources[:100])
+    assert watch.status()["blocks_frozen"] == STORM + 1 - 100
     with segment.listen(80):
         assert segment.knock(SCANNER, 8, 80) == [CLOSED, OPEN]  # who scans in it goes on
     is_documented(f"| {STORM} addresses at once | yes | 60 s, the first 100 of them | 3 | scan:closed |")
