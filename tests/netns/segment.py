@@ -69,15 +69,14 @@ class Segment:
             with theirs:
                 yield ours, theirs
 
-    def forge(self, sources, *ports):
-        """SYNs to each port, as if each source had sent them."""
+    def forge(self, source, *ports):
+        """A SYN to each port, as if that source had sent it."""
+        build, host = (frames.ipv6, HOST6) if ":" in source else (frames.ipv4, HOST4)
         with self.attacker.enter(), socket.socket(socket.AF_PACKET, socket.SOCK_RAW) as link:
             link.bind(("a0", 0))
-            for source in sources:
-                build, host = (frames.ipv6, HOST6) if ":" in source else (frames.ipv4, HOST4)
-                for port in ports:
-                    segment = frames.tcp(source, host, 40000 + port, port)
-                    link.send(frames.ethernet(build(source, host, segment), self._mac, self._own))
+            for port in ports:
+                segment = frames.tcp(source, host, 40000 + port, port)
+                link.send(frames.ethernet(build(source, host, segment), self._mac, self._own))
 
 
 def lives(connection):

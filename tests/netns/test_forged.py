@@ -77,7 +77,7 @@ def short(watch):
 def test_a_protected_source_is_never_blocked_for_what_others_forge(watch, segment, name):
     source = PROTECTED[name]
     for _ in range(3):
-        segment.forge([source], *PORTS)
+        segment.forge(source, *PORTS)
     wait_for(lambda: len(watch.records("connection", src_ip=source)) == 9, "the records")
     assert segment.knock(source, 80) == [OPEN]
     assert source not in {row["prefix"] for row in watch.answer("block", "list")}
@@ -85,7 +85,7 @@ def test_a_protected_source_is_never_blocked_for_what_others_forge(watch, segmen
 
 
 def test_an_ordinary_client_is_blocked_for_a_minute_at_most_and_its_connection_lives_on(watch, segment, client):
-    segment.forge([client.address], *PORTS)
+    segment.forge(client.address, *PORTS)
     assert length_s(watch.record("block", src_ip=client.address)) <= 60
     assert segment.knock(client.address, 80) == [SILENT]
     assert lives(client.connection)
@@ -93,7 +93,7 @@ def test_an_ordinary_client_is_blocked_for_a_minute_at_most_and_its_connection_l
 
 
 def test_an_ordinary_client_connects_again_when_the_block_is_over(short, segment, client):
-    segment.forge([client.address], *PORTS)
+    segment.forge(client.address, *PORTS)
     assert length_s(short.record("block", src_ip=client.address)) == 2
     assert segment.knock(client.address, 80) == [SILENT]
     short.record("unblock", src_ip=client.address)
