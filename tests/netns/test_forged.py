@@ -22,7 +22,8 @@ from .traffic import OPEN, SILENT
 ALLOWED, RESOLVER, GATEWAY = (f"192.0.2.{number}" for number in (20, 53, 254))
 SETTINGS = f"interface = v0\nlog.format = json\nmetrics.listen = off\nallow = {ALLOWED}\n"
 PROTECTED = {"allow list": ALLOWED, "name server of the host": RESOLVER, "default gateway": GATEWAY}
-ORDINARY = {"IPv4": ("192.0.2.101", "192.0.2.102"), "IPv6": ("2001:db8::101", "2001:db8::102")}
+ORDINARY = {"IPv4": ("192.0.2.101", "192.0.2.102", "192.0.2.103")}
+ORDINARY["IPv6"] = tuple(f"2001:db8::{number}" for number in (101, 102, 103))
 PORTS = 5, 6, 7
 
 
@@ -35,7 +36,7 @@ class Client(NamedTuple):
 
 @pytest.fixture(scope="module")
 def ordinary(segment):
-    """Two clients of each family; a test takes one."""
+    """Clients of each family; a test takes one."""
     with contextlib.ExitStack() as stack:
         made = {}
         for name, addresses in ORDINARY.items():
@@ -97,4 +98,14 @@ def test_an_ordinary_client_connects_again_when_the_block_is_over(short, segment
     assert length_s(short.record("block", src_ip=client.address)) == 2
     assert segment.knock(client.address, 80) == [SILENT]
     short.record("unblock", src_ip=client.address)
+    assert segment.knock(client.address, 80) == [OPEN] and lives(client.connection)
+
+
+def test_a_repeated_forgery_blocks_for_no_longer(watch, segment, client):
+    """The second one comes when the block is over, which here nobody waits for."""
+    for _ in range(3):
+        watch.lines.clear()
+        segment.forge(client.address, *PORTS)
+        assert length_s(watch.record("block", src_ip=client.address)) <= 60
+        watch.done("block", "remove", client.address)
     assert segment.knock(client.address, 80) == [OPEN] and lives(client.connection)
