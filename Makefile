@@ -10,7 +10,7 @@ LONG := vm fleet
 ARGS :=
 
 .NOTPARALLEL:
-.PHONY: help run deps deps-test deps-all deps-vagrant lint test test-all test-vagrant e2e-black e2e-white bench clean need-root
+.PHONY: help run deps deps-test deps-all deps-vagrant lint test test-all test-slow test-vagrant e2e-black e2e-white bench clean need-root
 
 help: ## list the targets
 	@sed -n 's/^\([a-z0-9%-]*\):.*## /\1|/p' Makefile packages.mk | awk -F'|' '{ printf "make %-13s %s\n", $$1, $$2 }'
@@ -29,6 +29,9 @@ test-all: deps-all test ## the same, other kernels and a fleet with a Puppet ser
 
 test-%: deps-all ## one tier: make test-unit, -bpf, -netns, -machine, -package, -puppet, -vm, -fleet
 	$(PYTHON) -m pytest tests/$*
+
+test-slow: need-root deps-test ## scans that are really slow, for four minutes
+	$(PYTHON) -m pytest tests/slow
 
 test-vagrant: deps-vagrant ## Vagrant for real: one machine of the Vagrantfile under plain qemu
 	$(PYTHON) -m pytest tests/vagrant

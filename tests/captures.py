@@ -1,14 +1,22 @@
 # SPDX-License-Identifier: Apache-2.0
-"""Capture files in plain bytes: pcap and pcapng, in both byte orders, in every link type that is read."""
+"""Capture files in plain bytes: pcap and pcapng, in both byte orders, in every link type that is read.
+
+And real traffic: captured by tcpdump, read back, and moved to a pace that nobody waits for.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import struct
+import subprocess
+
+from packetwatch import capture
 
 ETHERNET, RAW, IPV4, IPV6, SLL, SLL2, NULL, LOOP = 1, 101, 228, 229, 113, 276, 0, 108
 MICRO, NANO = 6, 9
 ORDERS = ("<", ">")
 SECOND = 1_000_000_000
+WAIT_S = 10
 
 
 def cooked(frame, kind=0, hardware=1):
@@ -66,3 +74,40 @@ def pcapng(frames, link=ETHERNET, order="<", digits=MICRO, interfaces=None):
 
 
 FORMATS = {"pcap": pcap, "pcapng": pcapng}
+
+
+@contextlib.contextmanager
+def tcpdump(ns, device, path, count):
+    """Writes the TCP segments that pass a device of a namespace; at the end of the ``with`` all `count` are there."""
+    words = ["tcpdump", "-i", device, "-n", "-U", "-B", "16384", "-c", str(count), "-w", str(path), "tcp"]
+    with ns.popen(words, stderr=subprocess.PIPE, text=True) as process:
+        try:
+            told = next((line for line in process.stderr if "listening on" in line), None)
+            assert told, f"tcpdump ended with {process.wait()}"
+            yield
+            assert process.wait(WAIT_S) == 0
+        finally:
+            process.kill()
+
+
+def read(path):
+    """The frames of a file: (ns since 1970, bytes)."""
+    opened = capture.Capture(str(path))
+    try:
+        return [(ns, data) for ns, _, data in opened.frames()]
+    finally:
+        opened.close()
+
+
+def stretched(frames, pace_ns, begin_ns, is_probe):
+    """The same frames, one probe every pace from the beginning on; what answers a probe is as long after it as it was.
+
+    As of a scanner that waits for each answer: no probe may come before the answer to the one before.
+    """
+    number, was_ns, out = -1, 0, []
+    for ns, data in frames:
+        if is_probe(data):
+            number, was_ns = number + 1, ns
+        assert number >= 0, "an answer before the first probe"
+        out.append((begin_ns + number * pace_ns + ns - was_ns, data))
+    return out

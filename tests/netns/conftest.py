@@ -159,6 +159,18 @@ def wire():
 
 
 @pytest.fixture(scope="module")
+def segment():
+    """A watched host, a neighbour and an attacker on one bridge, for all tests of a module."""
+    from .segment import Segment
+
+    segment = Segment()
+    try:
+        yield segment.add()
+    finally:
+        segment.remove()
+
+
+@pytest.fixture(scope="module")
 def shared(tmp_path_factory):
     """As ``resident``, for all tests of a module."""
     yield from residents(tmp_path_factory.mktemp("run"))

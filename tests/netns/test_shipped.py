@@ -4,15 +4,18 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import socket
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
 
+from tests.replays import replay
+
 from .resident import wait_for
 from .test_evidence import length_s
-from .traffic import CLOSED, HOST4, HOST6, OPEN, OUT4, listen
+from .traffic import CLOSED, HOST4, HOST6, OPEN, OUT4, knock, listen
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs/detection.md"
 SETTINGS = "interface = v0\nlog.format = json\nmetrics.listen = off\n"
@@ -63,16 +66,19 @@ class Scene(NamedTuple):
     served: tuple[int, ...]
     used: tuple[int, ...]  #: in this order
     scan: bool = True  #: whether it matches the rule of a scan
+    called: int = 0  #: connections that the host opens to them
 
 
+EXPORTERS = 9100, 9104, 9187
 SCENES = {
     "administrator with ssh, http and https": Scene((22, 80, 443), (22, 80, 443)),
-    "Prometheus after a restart, three exporters": Scene((9100, 9104, 9187), (9100, 9104, 9187)),
+    "Prometheus after a restart, three exporters": Scene(EXPORTERS, EXPORTERS),
     "NFSv3 mount": Scene((111, 20048, 2049), (111, 20048, 2049)),
     "FTP, passive": Scene((21, 50001, 50002, 50003), (21, 50001, 50002, 50003)),
-    "FTP, active": Scene((21,), (21,) * 4, scan=False),
+    "FTP, active": Scene((21,), (21,) * 4, scan=False, called=3),
     "client of a domain controller": Scene((88, 135, 389, 445, 3268), (389, 88, 445, 135, 3268)),
     "gateway with 50 clients behind it": Scene((80, 443), (80, 443) * 25, scan=False),
+    "gateway with 50 clients, one an administrator": Scene((22, 80, 443), (80, 443) * 24 + (22, 80)),
     "uptime monitor, one service down": Scene((22, 80, 443), (22, 25, 80, 443)),
 }
 
@@ -98,6 +104,7 @@ def test_who_uses_what_is_served_is_blocked_for_a_minute_at_most(request, watch,
         for port in scene.served:
             stack.enter_context(wire.listen(port))
         found = wire.knock(source, *scene.used)
+        call_back(wire, source, scene.called)
     assert found[:3] == [OPEN if port in scene.served else CLOSED for port in scene.used[:3]]
     if scene.scan:
         assert watch.record("scan", src_ip=source)
@@ -107,6 +114,33 @@ def test_who_uses_what_is_served_is_blocked_for_a_minute_at_most(request, watch,
         wait_for(lambda: len(watch.records("connection", src_ip=source)) == len(scene.used), "all records")
         assert found == [OPEN] * len(scene.used) and not watch.records("scan", src_ip=source)
     is_documented(told(watch, request.node.callspec.id, source))
+
+
+def call_back(wire, source, times):
+    """The host connects to ports of the source, as the server does in active FTP."""
+    with listen(wire.outside, source, 0) as listener, wire.host.enter():
+        assert [knock(HOST4, *listener.getsockname(), wait_s=1) for _ in range(times)] == [OPEN] * times
+
+
+def test_who_tries_again_where_services_are_down_is_blocked_for_longer_each_time(tmp_path):
+    """Prometheus tries each of them every 15 s."""
+    scrapes = [refused(15 * number + spread, port) for number in range(20) for spread, port in enumerate(EXPORTERS)]
+    log = tmp_path / "log"
+    log.write_text("".join(json.dumps(scrape) + "\n" for scrape in scrapes))
+    blocks = replay("--config", "/dev/null", "--from-log", log).of("block")
+    lengths = ", ".join(f"{length_s(block)} s" for block in blocks)
+    assert {block["rule"] for block in blocks} == {"scan:closed"}
+    is_documented(f"| Prometheus, three exporters down for five minutes | yes | {lengths} | 3 | scan:closed |")
+    named = " ".join(map(str, EXPORTERS))
+    blocks = replay("--config", "/dev/null", "--open-ports", named, "--from-log", log).of("block")
+    assert len(blocks) > 3 and {(length_s(block), block.get("rule")) for block in blocks} == {(60, None)}
+
+
+def refused(second, port):
+    """The record of a connection to a closed port."""
+    timestamp = f"2026-01-01T00:{second // 60:02}:{second % 60:02}.000000Z"
+    ends = {"src_ip": OUT4, "src_port": 40000, "dest_ip": HOST4, "dest_port": port}
+    return {"event_type": "connection", "timestamp": timestamp, **ends, "port_state": "closed"}
 
 
 #: Words of nmap, and whether it is a scan here. All are of eleven closed ports, in order.
