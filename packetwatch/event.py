@@ -88,6 +88,7 @@ class Notice(NamedTuple):
     port_state: Optional[str] = None  #: open or closed
     allowed: Optional[bool] = None  #: True of a probe whose source is on the allow list
     tcp_flags: Optional[str] = None  #: of a probe, as in FIN,PSH,URG; empty is none
+    sources: Optional[tuple[str, ...]] = None  #: instead of ``source``, where it tells of several at once
 
 
 class Batch(NamedTuple):
