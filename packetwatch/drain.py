@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Optional, Protocol
 
 from packetwatch import address, clock, event
+from packetwatch.decoys import Decoys
 from packetwatch.event import Alert, Batch, Notice, Probe
 from packetwatch.history import History
 from packetwatch.kernel import Kernel
@@ -52,6 +53,7 @@ class Drain:
         self._waiting: list[Notice] = []
         self.tail_form = JsonForm()
         self.history = History()
+        self._decoys = Decoys()
         self.refused: Counter[str] = Counter()  #: records by sink; losses aside
         self.untold: Counter[str] = Counter()  #: of losses whose records were refused, by where
 
@@ -61,7 +63,7 @@ class Drain:
     def run(self) -> int:
         """Takes what is there, up to a bound; returns the number of connections."""
         total = 0
-        if not (self._waiting or any(ring.backlog() for ring in self.kernel.rings)):
+        if not (self._has_waiting() or any(ring.backlog() for ring in self.kernel.rings)):
             return total  # an idle host comes by three times a second
         for _ in range(_ROUNDS):
             taken = self._batch()
@@ -69,6 +71,9 @@ class Drain:
             if taken < _BATCH:
                 break
         return total
+
+    def _has_waiting(self) -> bool:
+        return bool(self._waiting) or self._decoys.is_due(self._now_ns())
 
     def run_on(self, other: Kernel) -> None:
         """Empties another kernel half's rings, which nobody fills any more."""
@@ -89,9 +94,10 @@ class Drain:
         self._waiting += map(self._tell_probe, event.probes(probes))
         frames = self.kernel.connections.peek(_BATCH)
         connections = list(event.connections(frames))
-        if connections or self._waiting:
+        if connections or self._has_waiting():
             notices, self._waiting = sorted(self._waiting, key=lambda n: n.boot_ns), []
-            self._consume(connections, notices)
+            self.history.take(notices)
+            self._consume(connections, self._decoys.take(notices, self._now_ns()))
         self.kernel.connections.advance(frames)
         self.kernel.probes.advance(probes)
         self.kernel.alerts.advance(alerts)
@@ -99,12 +105,17 @@ class Drain:
 
     def _consume(self, connections: Sequence[event.Connection], notices: Sequence[Notice]) -> None:
         batch = Batch(connections, notices, self._wall_offset_ns(), dict(self._ledger.names))
-        self.history.take(notices)
         for sink in self.sinks:
             sink.consume(batch, self._now_ns())
         if self.audience is not None and self.audience.tails:
             self.audience.publish(self.tail_form.encode(batch))
         self.count_refused()
+
+    def end_moments(self) -> None:
+        """Writes the scans and blocks that wait for others like them."""
+        notices = self._decoys.close()
+        if notices:
+            self._consume((), notices)
 
     def flush(self) -> None:
         """Once a second: what waits for slow readers, and summaries that are due."""
@@ -144,7 +155,6 @@ class Drain:
                 address.text(alert.daddr),
                 ports=alert.ports,
                 closed_ports=alert.closed,
-                count=len(alert.ports),
                 reason=_UNBLOCKED.get(alert.block),
                 mode=mode,
             )

@@ -93,6 +93,7 @@ class Notice(NamedTuple):
     allowed: Optional[bool] = None  #: True of a probe whose source is on the allow list
     tcp_flags: Optional[str] = None  #: of a probe, as in FIN,PSH,URG; empty is none
     evidence: Optional[str] = None  #: of a block: seen or proven
+    sources: Optional[tuple[str, ...]] = None  #: instead of ``source``, where it tells of several at once
 
 
 class Batch(NamedTuple):

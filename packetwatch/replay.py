@@ -60,7 +60,7 @@ class Output(LogSink):
 
     def consume(self, batch: Batch, now_ns: int) -> Outcome:
         self.given += len(batch.connections)
-        self.blocks += sum(notice.event_type == "block" for notice in batch.notices)
+        self.blocks += sum(notice.count or 1 for notice in batch.notices if notice.event_type == "block")
         for ns, source, destination, _, _, _, flags in batch.connections if self._observes else ():
             if flags & event.WOULD_DROP:
                 self.would_drop(source, destination, ns)
@@ -126,6 +126,7 @@ class Replay:
         except capture.CaptureError as fault:
             account.fault = _told(fault)
         self._drain_all()
+        self._drain.end_moments()
         self._tell_drops()
         account.records, account.scans_told, account.blocks = (
             after - mark for after, mark in zip(self._marks(), before)

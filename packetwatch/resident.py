@@ -447,6 +447,7 @@ class Resident:
             time.sleep(_SETTLE_S)
         while self.drain.run():
             pass
+        self.drain.end_moments()
         self.losses.tell(clock.boot_ns(), self.drain, final=True)
         self.save()
         self._note()

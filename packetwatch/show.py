@@ -236,6 +236,8 @@ def _words(data: Answer, ns: int) -> str:
             data.get("where"),
             data.get("mode"),
             data.get("message"),
+            tcp_flags=data.get("tcp_flags"),
+            sources=data.get("src_ips"),
         ),
         0,
     )

@@ -37,6 +37,9 @@ class Kind(NamedTuple):
 
 COMMON = ("timestamp", "event_type", "in_iface")
 
+_SEVERAL = ("sources", "src_ips")  #: where a record is of several sources, instead of src_ip
+_SINCE = ("count", "since")
+_SCAN = "Port scan detected: {plain} -> {destination} on ports {ports}{why}{named}"
 _LOSS = "Lost {records}{where}{on}{since}{why}{detail}"
 _SUMMARY = "Summary by {level}: {connections}{source}{target}{on}{since}"
 
@@ -58,16 +61,16 @@ KINDS = {
     "scan": Kind(
         "e5bfb9708c0c4709a4450848c4f31a4b",
         4,
-        "Port scan detected: {plain} -> {destination} on ports {ports}{why}",
-        "Port scan detected: {plain} -> {destination} on ports {ports}{why}",
-        ("src_ip", "dest_ip", "proto", "ports", "closed_ports", "reason", "mode", "message"),
+        _SCAN,
+        _SCAN,
+        ("src_ip", *_SEVERAL, "dest_ip", "proto", "ports", "closed_ports", *_SINCE, "reason", "mode", "message"),
     ),
     "block": Kind(
         "fd736adac4f54969b5f1e557b7e6fef2",
         5,
-        "Blocked {plain} {duration}{why}",
-        "Would block {plain} {duration}{why}",
-        ("src_ip", "until", "reason", "rule", "evidence", "ports", "mode", "message"),
+        "Blocked {plain} {duration}{why}{named}",
+        "Would block {plain} {duration}{why}{named}",
+        ("src_ip", *_SEVERAL, "until", "reason", "rule", "evidence", "ports", *_SINCE, "mode", "message"),
     ),
     "storm": Kind(
         "98dbece0888a4b5194ae98468f1664bc",
@@ -79,16 +82,16 @@ KINDS = {
     "unblock": Kind(
         "459129879d844cdbbf59f452e38b3a25",
         5,
-        "Unblocked {plain}{why}",
-        "Would unblock {plain}{why}",
-        ("src_ip", "reason", "mode", "message"),
+        "Unblocked {plain}{why}{named}",
+        "Would unblock {plain}{why}{named}",
+        ("src_ip", *_SEVERAL, *_SINCE, "reason", "mode", "message"),
     ),
     "drop": Kind(
         "a27ec6ee53a7475c899c0779da4598f9",
         6,
-        "Dropped {connections}{source}{since}{why}",
-        "Would drop {connections}{source}{since}{why}",
-        ("src_ip", "dest_ip", "dest_port", "proto", "count", "since", "reason", "mode"),
+        "Dropped {connections}{source}{since}{why}{named}",
+        "Would drop {connections}{source}{since}{why}{named}",
+        ("src_ip", *_SEVERAL, "dest_ip", "dest_port", "proto", "count", "since", "reason", "mode"),
     ),
     "summary": Kind(
         "825760761c924955b93186dfb5da1018",
@@ -211,6 +214,8 @@ def fields(notice: Notice, clock_ns: int) -> dict[str, Any]:
         "event_type": notice.event_type,
         "in_iface": notice.in_iface,
         "src_ip": notice.source,
+        "sources": len(notice.sources) if notice.sources else None,
+        "src_ips": list(notice.sources) if notice.sources else None,
         "dest_ip": notice.destination,
         "dest_port": notice.dest_port,
         "proto": "TCP",

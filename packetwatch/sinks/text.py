@@ -62,9 +62,10 @@ def words(n: Notice, clock_ns: int) -> dict[str, str]:
     """The phrases of the templates; the optional ones bring their own space and may be empty."""
     usual = n.event_type == "drop" and n.reason == "blocked"
     return {
-        "plain": n.source or "unknown",
+        "plain": n.source or several(n) or "unknown",
+        "named": f": {', '.join(n.sources)}" if n.sources else "",
         "destination": n.destination or "unknown",
-        "source": f" from {n.source}" if n.source else "",
+        "source": f" from {n.source or several(n)}" if n.source or n.sources else "",
         "target": target(n.destination, n.dest_port),
         "ports": ",".join(map(str, n.ports or ())),
         "duration": duration(n.boot_ns, n.until_ns),
@@ -81,6 +82,12 @@ def words(n: Notice, clock_ns: int) -> dict[str, str]:
         "detail": f": {message(n)}" if message(n) else "",
         "zone": time.strftime("%Z (UTC%z)", wall(n.boot_ns + clock_ns)),
     }
+
+
+def several(n: Notice) -> str:
+    """How many sources a notice tells of, where it is not one; of a scan all but one may be forged."""
+    guess = " (decoys?)" if n.event_type == "scan" else ""
+    return counted(len(n.sources), "source") + guess if n.sources else ""
 
 
 def target(destination: Optional[str], port: Optional[int]) -> str:

@@ -8,6 +8,7 @@ import datetime
 import pytest
 
 from .conftest import call
+from .resident import wait_for
 from .traffic import CLOSED, HOST4, OPEN, SILENT
 
 QUIET = "interface = v0\nlog.format = json\nmetrics.listen = off\n"
@@ -118,12 +119,34 @@ def test_ports_that_others_serve_are_said_to_be_open(watched, wire):
 def test_a_storm_of_blocks_is_told_and_stopped(watched, wire):
     watch = watched("block.storm = 3")
     sources = [wire.somebody() for _ in range(5)]
-    for source in sources:
-        wire.knock(source, 5, 6, 7)
+    for port, source in enumerate(sources, 7):  # with a port of its own: else they are one event
+        wire.knock(source, 5, 6, port)
     storm = watch.record("storm")
     assert "block.storm" in storm["message"]
     assert {row["prefix"] for row in watch.answer("block", "list")} == set(sources[:3])
     assert watch.record("scan", src_ip=sources[4]) and wire.knock(sources[4], 8) == [CLOSED]
+
+
+def test_what_waits_for_others_like_it_is_told_at_the_stop(watched, wire):
+    watch = watched()
+    wire.nmap("-sS", "-D", "RND:10", "-e", "v1", "-S", wire.somebody(), "-p", "1000-1002", HOST4)
+    assert watch.status()["blocked_now"] == 11 and watch.stop() == 0
+    wait_for(lambda: watch.records("stop"), "the end")
+    for kind in ("scan", "block"):
+        assert count(watch.records(kind)) == 11
+
+
+def test_decoys_end_together_as_they_began(watched, wire):
+    watch = watched("block.first = 1s")
+    wire.nmap("-sS", "-D", "RND:20", "-e", "v1", "-S", wire.somebody(), "-p", "1000-1010", HOST4)
+    ends = wait_for(lambda: (found := watch.records("unblock")) and count(found) == 21 and found, "the ends")
+    assert len(ends) <= 6 and count(watch.records("block")) == 21 and watch.status()["blocked_now"] == 0
+    drops = watch.records("drop")
+    assert len(drops) <= 6 and sum(each["count"] for each in drops) == watch.ledger()["connections_dropped"] == 21 * 8
+
+
+def count(records):
+    return sum(each.get("count", 1) for each in records)
 
 
 def test_probes_are_no_term_of_the_ledger(watched, wire):

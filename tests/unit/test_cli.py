@@ -520,6 +520,9 @@ def every_record():
         Notice(T0 + 18, "loss", "eth0", count=9, where="ring", since_ns=T0),
         Notice(T0 + 19, "start", mode="enforce", message="on eth0"),
         Notice(T0 + 20, "stop", reason="signal"),
+        Notice(T0 + 21, "scan", "eth0", None, "10.0.0.5", ports=(80,), count=2, since_ns=T0, sources=("::1", "::2")),
+        Notice(T0 + 22, "block", "eth0", count=2, since_ns=T0, until_ns=T0 + 60 * SECOND, sources=("::1", "::2")),
+        Notice(T0 + 23, "probe", "eth0", "::1", "::2", 80, tcp_flags="FIN"),
     ]
     return Batch(connections, notices, 0, {1: "eth0"})
 
@@ -529,7 +532,7 @@ def test_a_json_record_is_told_as_the_text_log_tells_it():
     lines = JsonForm().encode(batch).splitlines(keepends=True)
     expected = [line for lines, _ in TextForm().chunks(batch) for line in lines]
     assert [show.record(line) + "\n" for line in lines] == expected
-    assert len(lines) == 17 and "New connection: [2001:db8::1]:5973 -> [2001:db8::1]:80" in "".join(expected)
+    assert len(lines) == 20 and "New connection: [2001:db8::1]:5973 -> [2001:db8::1]:80" in "".join(expected)
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ PACKAGE = pathlib.Path(__file__).resolve().parents[2] / "packetwatch"
 LAYERS = (
     # pure
     {"__init__", "event", "address", "rules", "detection", "kinds", "settings", "config", "metricnames"}
-    | {"budget", "marks", "summary", "operations", "manual", "servers", "history", "recorded", "sieve"},
+    | {"budget", "marks", "summary", "operations", "manual", "servers", "history", "decoys", "recorded", "sieve"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
     | {"client", "capture", "serverfiles", "sinks", "sinks.records", "sinks.scrapes"},

@@ -265,8 +265,11 @@ def test_priorities():
 
 
 @pytest.mark.parametrize("form", [TextForm(), JsonForm(), JournalForm()], ids=lambda form: type(form).__name__)
-def test_no_field_reaches_a_terminal_raw(form):
+@pytest.mark.parametrize("several", [False, True])
+def test_no_field_reaches_a_terminal_raw(form, several):
     evil = BY._replace(in_iface=EVIL, reason=EVIL, message=EVIL, source=EVIL, where=EVIL, level=EVIL, count=1)
+    if several:
+        evil = evil._replace(source=None, sources=(EVIL, EVIL))
     evil = evil._replace(rule=EVIL, port_state=EVIL, tcp_flags=EVIL)
     written = lines(form, connection(attachment=2), notices=[evil._replace(event_type=kind) for kind in NOTICES])
     assert len(written) == 1 + len(NOTICES)
@@ -359,6 +362,30 @@ def test_every_event_type_and_field_is_documented():
         assert f"Priority {kind.priority}, `MESSAGE_ID={kind.message_id}`." in section
 
 
+def test_the_example_of_several_sources_is_what_is_written():
+    sources = "192.0.2.7", "192.0.2.56", "198.51.100.9", "203.0.113.4"
+    several = NOTICES["scan"]._replace(boot_ns=BOOT + SECOND, source=None, sources=sources, count=1)
+    assert f"`{text(notices=[several])[:-1]}`\n" in documented()["scan"][0]
+    (found,) = objects(notices=[several])
+    assert found["src_ips"] == list(sources) and found["sources"] == 4 and "src_ip" not in found
+
+
+@pytest.mark.parametrize(
+    "kind, words",
+    [
+        ("block", "Blocked 2 sources for 1m (slow scan): 192.0.2.7, ::1"),
+        ("unblock", "Unblocked 2 sources (expired): 192.0.2.7, ::1"),
+        ("drop", "Dropped 1234 connections from 2 sources since 2026-11-24 15:20:00: 192.0.2.7, ::1"),
+    ],
+)
+def test_several_sources_are_named_in_every_form(kind, words):
+    several = NOTICES[kind]._replace(source=None, sources=("192.0.2.7", "::1"))
+    assert text(notices=[several]).partition(": ")[2] == words + "\n"
+    fields = dict(journal(lines(JournalForm(), notices=[several])[0]))
+    assert fields["MESSAGE"] == words
+    assert (fields["PACKETWATCH_SOURCES"], fields["PACKETWATCH_SRC_IPS"]) == ("2", "192.0.2.7,::1")
+
+
 def test_no_event_type_is_documented_that_is_none():
     assert {head for head, (_, fields) in documented().items() if fields} - set(records.KINDS) == {
         "Fields of every record"
@@ -375,7 +402,8 @@ def test_the_examples_of_the_documentation_are_what_is_written(kind):
 @pytest.mark.parametrize("kind", sorted(NOTICES))
 def test_no_notice_brings_a_field_that_is_not_listed(kind):
     full = Notice(
-        BOOT, kind, "eth0", "a", "b", 1, (2,), 3, 4, 5, "r", "l", "w", "observe", "m", (2,), "u", 6, "open", True, "FIN"
+        BOOT, kind, "eth0", "a", "b", 1, (2,), 3, 4, 5, "r", "l", "w", "observe", "m", (2,), "u", 6, "open", True,
+        "FIN", ("c", "d"),
     )
     (found,) = objects(notices=[full])
     assert set(found) == set(records.COMMON + records.KINDS[kind].fields)
