@@ -21,7 +21,7 @@ _packetwatch_flags() {
             --allow-own --allow-gateways --allow-sessions --allow-resolvers --allow-time-servers
             --allow-puppet-server --scan-ports --scan-window --scan-count
             --block-rules --block-honeypot-ports --block-first --block-duration --block-forget
-            --block-storm --xdp-mode --log-format --log-file --log-connections --log-anonymize
+            --block-proof --block-storm --xdp-mode --log-format --log-file --log-connections --log-anonymize
             --log-fold-rate --log-fold-burst --log-daily-size --metrics-listen --table-trackers
             --table-blocks --ring-size --loader-headers"
         ;;
@@ -43,6 +43,7 @@ _packetwatch_values() {
     --interface) echo "default-route $(cd /sys/class/net 2>/dev/null && echo *)" ;;
     --mode) echo "enforce observe" ;;
     --scan-count) echo "all closed" ;;
+    --block-proof) echo "challenge none" ;;
     --xdp-mode) echo "auto native generic" ;;
     --log-format) echo "auto text json journal" ;;
     --log-connections) echo "each summary off" ;;

@@ -143,7 +143,8 @@ class Settings:
         "Ports that nobody has a reason to reach: who does is blocked at once.", adds=True)
     block_first_ns: int = _row(
         "block.first", "60s", duration("1s", "3650d", forever=True),
-        "How long a source is blocked the first time; each time after that doubles it, up to block.duration.")
+        "How long a source is blocked the first time; each time after that, if it is about other ports, doubles it, "
+        "up to block.duration.")
     block_duration_ns: int = _row(
         "block.duration", "1h", duration("1s", "3650d", forever=True), "How long a source is blocked at most.")
     block_forget_ns: int = _row(
@@ -151,11 +152,12 @@ class Settings:
         "After so long without a block a source counts as new again.")
     block_proof: str = _row(
         "block.proof", "challenge", choice("challenge", "none"),
-        "What a source must show before a block of it lasts longer than a minute: an answer to a challenge, so "
-        "that nobody can forge it from nowhere; or nothing.")
+        "What a source must do before a block of it lasts longer than a minute: complete a handshake with us where it "
+        "had tried a closed port, so that nobody has forged it (challenge), or nothing.")
     block_storm: int = _row(
         "block.storm", "100", whole(0, 1_000_000),
-        "New blocks in a minute above which no more are made until it is over: so many are likely forged. "
+        "New blocks in a minute above which no more are made until it is over, but of sources that have answered a "
+        "challenge: so many are likely forged. "
         "0 is no limit.")
     xdp_mode: str = _row(
         "xdp.mode", "auto", choice("auto", "native", "generic"),

@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple, Optional, Protocol
 
-from tests import frames
-from tests.bpf import harness
 from tests.netns import traffic
 from tests.netns.resident import Resident, balances
 
@@ -34,16 +32,13 @@ class Generator:
     """Forged SYNs from the outside, all to one port: nobody scans."""
 
     def __init__(self, wire: traffic.Wire, sources: int) -> None:
-        source, host = traffic.FORGED4, traffic.HOST4
-        packet = frames.ipv4(source, host, frames.tcp(source, host, 40000, 80))
-        to, sender = (frames.mac(text) for text in (wire.host.mac("v0"), wire.outside.mac("v1")))
-        self._frame = frames.ethernet(packet, to, sender)
-        defines = f"#define SOURCE_END 30\n#define SOURCE_MASK {hex(sources - 1)}U\n"
-        (self._prog,) = harness.load_text(defines + traffic.GENERATOR.read_text(), harness.CLOCKED, "generate", [])
+        self._frame = traffic.forged(wire)
+        self._prog, self._original = traffic.load_generator(self._frame, False, sources)
         self._wire = wire
 
     def close(self) -> None:
         os.close(self._prog)
+        os.close(self._original)
 
     def at_rate(self, rate: int, seconds: float) -> None:
         chunk = round(rate * TICK_S)

@@ -50,11 +50,12 @@ def test_an_administrator_is_blocked_for_a_minute_at_most_however_often(watched,
 
 
 def test_closed_ports_are_an_offence_that_doubles_the_next_block(watched, wire, source):
-    watch = watched("block.first = 1s\nblock.duration = 3s")
-    for seconds in (1, 2, 3, 3):
-        assert wire.knock(source, 1, 2, 3, 4) == [CLOSED] * 3 + [SILENT]
+    watch = watched("block.first = 1s\nblock.duration = 3s\nblock.proof = none")
+    for number, seconds in enumerate((1, 2, 3, 3)):
+        ports = list(range(10 * number + 1, 10 * number + 4))
+        assert wire.knock(source, *ports, 9) == [CLOSED] * 3 + [SILENT]
         scan, block = watch.record("scan", src_ip=source), watch.record("block", src_ip=source)
-        assert scan["closed_ports"] == scan["ports"] == [1, 2, 3]
+        assert scan["closed_ports"] == scan["ports"] == ports
         assert (block["rule"], length_s(block)) == ("scan:closed", seconds)
         watch.record("unblock", src_ip=source)
         watch.lines.clear()

@@ -12,6 +12,7 @@ interface = v0
 log.format = json
 metrics.listen = off
 block.first = 5s
+block.proof = none
 allow = 198.51.100.0/28
 block = 203.0.113.0/24
 """

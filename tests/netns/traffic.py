@@ -108,18 +108,32 @@ def begin(source, destination, port):
 
 
 def flood(wire, count, ipv6, port, sources):
-    build, source, destination = (frames.ipv6, FORGED6, HOST6) if ipv6 else (frames.ipv4, FORGED4, HOST4)
-    packet = build(source, destination, frames.tcp(source, destination, 40000, port))
-    frame = frames.ethernet(packet, frames.mac(wire.host.mac("v0")), frames.mac(wire.outside.mac("v1")))
-    most = 1 << (32 if ipv6 else 17)
-    defines = f"#define SOURCE_END {38 if ipv6 else 30}\n#define SOURCE_MASK {hex(min(sources, most) - 1)}U\n"
-    (prog,) = harness.load_text(defines + GENERATOR.read_text(), harness.CLOCKED, "generate", [])
+    frame = forged(wire, ipv6, port)
+    descriptors = load_generator(frame, ipv6, sources)
     try:
         with wire.outside.enter():
-            run_live(prog, frame, socket.if_nametoindex("v1"), count)
+            run_live(descriptors[0], frame, socket.if_nametoindex("v1"), count)
     finally:
-        os.close(prog)
+        for fd in descriptors:
+            os.close(fd)
     return count
+
+
+def forged(wire, ipv6=False, port=80):
+    """A SYN for the watched side; load_generator() draws its source."""
+    build, source, destination = (frames.ipv6, FORGED6, HOST6) if ipv6 else (frames.ipv4, FORGED4, HOST4)
+    packet = build(source, destination, frames.tcp(source, destination, 40000, port))
+    return frames.ethernet(packet, frames.mac(wire.host.mac("v0")), frames.mac(wire.outside.mac("v1")))
+
+
+def load_generator(frame, ipv6, sources):
+    """The program that sends this frame from so many sources, and its map: two descriptors."""
+    mask = min(sources, 1 << (32 if ipv6 else 17)) - 1
+    defines = f"#define FRAME_WORDS {len(frame) // 2}\n#define SOURCE_MASK {hex(mask)}U\n"
+    defines += f"#define SOURCE_END {38 if ipv6 else 30}\n"
+    prog, original = harness.load_text(defines + GENERATOR.read_text(), harness.CLOCKED, "generate", ["original"])
+    libbpf.update(original, bytes(4), frame)
+    return prog, original
 
 
 def run_live(prog, frame, ifindex, count):

@@ -68,6 +68,7 @@ VALUES = {
     "block_honeypot_ports": (PORTS, NO_PORTS),
     "block_first": ([*DURATIONS, "forever", "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "ever"]),
     "block_forget": ([*DURATIONS, "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "forever"]),
+    "block_proof": (["challenge", "none"], ["established", True]),
     "block_storm": ([0, 100, 1_000_000], [-1, 1_000_001, "x"]),
     "block_duration": ([*DURATIONS, "forever", "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "ever"]),
     "xdp_mode": (["auto", "native", "generic"], ["offload"]),

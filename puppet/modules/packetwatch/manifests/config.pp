@@ -90,6 +90,7 @@ class packetwatch::config {
             'first'          => $packetwatch::block_first,
             'duration'       => $packetwatch::block_duration,
             'forget'         => $packetwatch::block_forget,
+            'proof'          => $packetwatch::block_proof,
             'storm'          => $packetwatch::block_storm,
           },
           'xdp'         => {

@@ -91,12 +91,14 @@
 # @param block_honeypot_ports
 #   Ports that nobody has a reason to reach: who does is blocked at once; merged over all levels of Hiera.
 # @param block_first
-#   How long a source is blocked the first time, 1s to 3650d or forever; each time after that doubles it, up to
-#   `block_duration`.
+#   How long a source is blocked the first time, 1s to 3650d or forever; each time after that, if it is about other ports,
+#   doubles it, up to `block_duration`.
 # @param block_duration
 #   How long a source is blocked at most, 1s to 3650d.
 # @param block_forget
 #   After so long without a block a source counts as new again, 1s to 3650d.
+# @param block_proof
+#   What a source must do before a block of it lasts longer than a minute: complete a handshake (`challenge`), or nothing.
 # @param block_storm
 #   New blocks in a minute above which no more are made until it is over; 0 is no limit.
 # @param xdp_mode
@@ -164,6 +166,7 @@ class packetwatch (
   Optional[Variant[Packetwatch::Duration, Enum['forever']]] $block_first = undef,
   Optional[Variant[Packetwatch::Duration, Enum['forever']]] $block_duration = undef,
   Optional[Packetwatch::Duration] $block_forget = undef,
+  Optional[Enum['challenge', 'none']] $block_proof = undef,
   Optional[Integer[0, 1000000]] $block_storm = undef,
   Optional[Enum['auto', 'native', 'generic']] $xdp_mode = undef,
   Optional[Enum['auto', 'text', 'json', 'journal']] $log_format = undef,
