@@ -38,6 +38,7 @@
 #define WRONG_ANSWERS 3 /* in the life of a key; with one more it is contested */
 #define CHALLENGE_GAP_NS 10000000ULL /* between two of a CPU, on the long run */
 #define CHALLENGE_BURST_NS 1000000000ULL /* how far they may run ahead of that */
+#define QUIET_NS 250000000ULL /* after which a record is told at once: who reads has gone to sleep */
 #define PORT_BYTES 8192 /* a bit for each port */
 #ifndef FOLDS
 #define FOLDS 2048 /* per level, of both generations */
@@ -86,11 +87,13 @@ enum attachment_flag {
 struct attachment {
 	__u64 fold_ns; /* GCRA's theoretical arrival time; advisory, so updated without a lock */
 	__u64 probe_ns; /* the same of probes */
+	__u64 last_ns; /* of the last single record */
 	__u32 ifindex;
 	__u16 id; /* index into `counters` */
 	__u8 flags; /* enum attachment_flag */
-	__u8 mac[6];
-	__u8 reserved[3];
+	__u8 reserved;
+	__u16 mac[ETH_ALEN / 2];
+	__u16 reserved_end;
 };
 
 struct counters {

@@ -63,6 +63,7 @@ enum walk {
 	WALK_MALFORMED, /* packet.reason is an enum malformed */
 	WALK_IGNORED, /* packet.reason is an enum ignored */
 	WALK_OPTIONS, /* WALK_SYN, unless judge_options() says otherwise */
+	WALK_BARE, /* WALK_SYN, a probe, once read_bare() has read it */
 };
 
 union address { /* IPv6, or IPv4 as ::ffff:a.b.c.d; network byte order */
@@ -178,16 +179,6 @@ static __always_inline void take_flags(const struct tcp_start *tcp, struct packe
 	p->probe = equal(tcp->flags & (TCP_SYN | TCP_FIN), TCP_SYN) ^ 1;
 	p->tiny = 0;
 	p->bare = 0;
-}
-
-static __always_inline enum walk take_bare(const struct tcp_start *tcp, struct packet *p)
-{
-	take_flags(tcp, p);
-	p->bare = 1;
-	p->sport = tcp->sport;
-	p->dport = tcp->dport;
-	p->ack_seq = tcp->ack_seq;
-	return WALK_SYN;
 }
 
 /* segment: bytes of the TCP segment as the IP header states them. */
@@ -318,8 +309,7 @@ static __always_inline enum walk walk_ipv4(void *data, void *data_end, __u64 off
 	if (is_of_connection(tcp)) {
 		if (!is_bare(tcp) || header != sizeof(*ip) || total != sizeof(*ip) + TCP_HEADER_BYTES)
 			return WALK_OTHER;
-		take_ipv4(ip, off, header, p);
-		return take_bare(tcp, p);
+		return WALK_BARE;
 	}
 
 	if (total < header + TCP_START_BYTES)
@@ -401,8 +391,7 @@ static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off
 	if (is_of_connection(tcp)) {
 		if (!is_bare(tcp) || off != start || end != off + TCP_HEADER_BYTES)
 			return WALK_OTHER;
-		take_ipv6(ip, p);
-		return take_bare(tcp, p);
+		return WALK_BARE;
 	}
 
 	if (ip->version != 6 || off + TCP_START_BYTES > end)
@@ -412,6 +401,30 @@ static __always_inline enum walk walk_ipv6(void *data, void *data_end, __u64 off
 	take_ipv6(ip, p);
 	take_flags(tcp, p);
 	return take_ports(tcp, end - off, fragment & 1, p);
+}
+
+/* A bare acknowledgment, of which the walk has seen that nothing stands between its headers. */
+static __always_inline enum walk read_bare(void *data, void *data_end, __u64 off, __be16 proto, struct packet *p)
+{
+	struct tcp_start *tcp = data + off + sizeof(struct iphdr);
+	struct ipv6hdr *ip = data + off;
+
+	if (proto == bpf_htons(ETH_P_IPV6)) {
+		tcp = (void *)(ip + 1);
+		if ((void *)(tcp + 1) > data_end)
+			return WALK_OTHER;
+		take_ipv6(ip, p);
+	} else {
+		if ((void *)(tcp + 1) > data_end)
+			return WALK_OTHER;
+		take_ipv4(data + off, off, sizeof(struct iphdr), p);
+	}
+	take_flags(tcp, p);
+	p->bare = 1;
+	p->sport = tcp->sport;
+	p->dport = tcp->dport;
+	p->ack_seq = tcp->ack_seq;
+	return WALK_SYN;
 }
 
 /*

@@ -28,7 +28,7 @@ BPF_ARRAY(network, __u64, 1); /* cookie of the namespace whose clients they are;
 BPF_ARRAY(storm, struct storm, 1);
 BPF_ARRAY(cookies, struct cookies, 1);
 BPF_PERCPU_ARRAY(challenge_rate, __u64, 1);
-BPF_PERCPU_ARRAY(looks, __u64, 1);
+BPF_ARRAY(looks, __u64, 1);
 BPF_ARRAY(known_ports, struct known_ports, 1);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_source, FOLDS);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_port, FOLDS);
@@ -77,6 +77,7 @@ struct judgement {
 	__u64 now;
 	__u32 family; /* enum family */
 	__s32 challenges; /* that may still be sent to a source that is blocked */
+	__u8 blocked; /* the source of a SYN is */
 	__u8 flags; /* enum event_flag */
 	__u8 frozen; /* 1: no blocks are made */
 };
@@ -130,14 +131,14 @@ static __always_inline enum walk walk_options(struct xdp_md *ctx, struct packet 
 
 static __always_inline int is_foreign_mac(struct xdp_md *ctx, const struct attachment *at)
 {
-	__u8 *mac = frame_start(ctx);
+	__u16 *mac = frame_start(ctx);
 
-	if ((void *)(mac + ETH_ALEN) > frame_end(ctx))
+	if ((void *)mac + ETH_ALEN > frame_end(ctx))
 		return 0;
-	if (mac[0] & 1 || !(at->flags & ATTACHMENT_MAC_TEST))
-		return mac[0] & 1;
-	return mac[5] != at->mac[5] || mac[4] != at->mac[4] || mac[3] != at->mac[3] || mac[2] != at->mac[2] ||
-	       mac[1] != at->mac[1] || mac[0] != at->mac[0];
+	if (*mac & bpf_htons(0x100)) /* to a group */
+		return 1;
+	return at->flags & ATTACHMENT_MAC_TEST &&
+	       (mac[0] ^ at->mac[0]) | (mac[1] ^ at->mac[1]) | (mac[2] ^ at->mac[2]);
 }
 
 /* Nobody outside can choose addresses that meet in one place. */
@@ -344,6 +345,9 @@ static __always_inline void record_connection(const struct packet *p, const stru
 	fill_event(event, p, j);
 	j->count->recorded[j->family]++;
 	wakeup = j->count->recorded[j->family] & j->set->wakeup_mask ? BPF_RB_NO_WAKEUP : BPF_RB_FORCE_WAKEUP;
+	if (j->now - j->at->last_ns >= QUIET_NS)
+		wakeup = BPF_RB_FORCE_WAKEUP;
+	j->at->last_ns = j->now;
 	connections.ringbuf_submit(event, wakeup);
 }
 
@@ -836,11 +840,8 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packe
 	int zero = 0;
 	__u64 hash;
 
-	if (is_blocked(p, j)) {
-		if (!p->probe && j->challenges <= 0)
-			return VERDICT_BLOCKED;
+	if (p->probe ? is_blocked(p, j) : j->blocked)
 		verdict = VERDICT_BLOCKED;
-	}
 	hash = hash_of(&p->saddr, j->set->seed);
 	source = find_source(p, hash, j->set);
 	if (source && source->flags & SOURCE_OWN && !(j->at->flags & ATTACHMENT_LOOPBACK))
@@ -1073,7 +1074,7 @@ static __always_inline int may_look(void)
 	int zero = 0;
 	__u64 *left = looks.lookup(&zero);
 
-	if (left && *left) {
+	if (left && *left) { /* of a second; two CPUs may take the same one, no count depends on it */
 		(*left)--;
 		return 1;
 	}
@@ -1083,9 +1084,10 @@ static __always_inline int may_look(void)
 
 /*
  * What has to be judged: a packet that is for this host, copied into the scratch. It has a room of
- * its own, so that the stack is free afterwards. Null where nothing is to be done.
+ * its own, so that the stack is free afterwards. Null where nothing is to be done but `action`: most
+ * SYNs of a blocked source have no more to say.
  */
-static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement *j)
+static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement *j, int *action)
 {
 	struct packet packet;
 	struct scratch *mine;
@@ -1098,9 +1100,12 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 	walk = walk_network(frame_start(ctx), frame_end(ctx), off, proto, &packet);
 	if (walk == WALK_OPTIONS)
 		walk = walk_options(ctx, &packet);
+	if (walk == WALK_BARE) {
+		if (!may_look())
+			return 0;
+		walk = read_bare(frame_start(ctx), frame_end(ctx), off, proto, &packet);
+	}
 	if (walk == WALK_OTHER)
-		return 0;
-	if (packet.bare && walk == WALK_SYN && !may_look())
 		return 0;
 	packet.network_off = off;
 	j->at = find_attachment(INGRESS(ctx));
@@ -1137,6 +1142,17 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 #ifdef REPLAY
 	tell_hosts_apart(ctx, &packet, j->set->seed);
 #endif
+	j->family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
+	j->now = NOW_NS();
+	if (!packet.probe && is_blocked(&packet, j)) {
+		if (!j->set->observe && j->challenges <= 0) {
+			j->count->syns[j->family]++;
+			j->count->dropped[DROP_SCAN * FAMILIES + j->family]++;
+			*action = XDP_DROP;
+			return 0;
+		}
+		j->blocked = 1;
+	}
 	mine->packet = packet;
 	return &mine->packet;
 }
@@ -1144,14 +1160,12 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 int packetwatch(struct xdp_md *ctx)
 {
 	struct judgement j = {};
-	struct packet *p = take(ctx, &j);
-	int action;
+	int action = XDP_PASS;
+	struct packet *p = take(ctx, &j, &action);
 
 	if (!p)
-		return XDP_PASS;
-	j.family = p->ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
+		return action;
 	j.flags = p->ipv6 ? EVENT_IPV6 : 0;
-	j.now = NOW_NS();
 	action = act(ctx, p, &j);
 #ifndef REPLAY
 	if (action == XDP_TX) {

@@ -74,7 +74,7 @@ class Daemon:
         self.stopping = self.reloading = False
         self.under_systemd = "NOTIFY_SOCKET" in os.environ
         self._watchdog_ns = notify.watchdog_interval_ns()
-        self._fed_ns = self._next_ns = 0
+        self._fed_ns = self._next_ns = self._awake_ns = 0
         self._told_status = ""
         self._look = True
         self._look_fault = ""  #: why interfaces and lists could not be followed; it is tried again
@@ -251,9 +251,10 @@ class Daemon:
 
     def loop(self) -> None:
         while not self.stopping:
-            for key, events in self.selector.select(TICK_S):
+            for key, events in self.selector.select(self._pause_s()):
                 key.data(events)
-            self.resident.drain.run()
+            if self.resident.drain.run():
+                self._awake_ns = clock.boot_ns() + SECOND
             self._wait_for_readers()
             if self.reloading:
                 self._reload_on_signal()
@@ -261,6 +262,12 @@ class Daemon:
                 self._look_around()
             if clock.boot_ns() >= self._next_ns:
                 self._each_second()
+
+    def _pause_s(self) -> float:
+        """Until the next second, or the next look where records come: the kernel half wakes only for the first."""
+        now = clock.boot_ns()
+        left = max(0, self._next_ns - now) / SECOND
+        return min(TICK_S, left) if now < self._awake_ns else left
 
     def _wait_for_readers(self) -> None:
         """A sink with something left is asked for as soon as its reader takes more."""

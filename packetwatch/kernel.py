@@ -232,20 +232,20 @@ class Kernel:
         libbpf.update(
             self.maps["attachments"],
             _U32.pack(cell),
-            program.ATTACHMENT.pack(0, 0, at.ifindex, at.id, flags, at.mac.ljust(6, b"\0")[:6]),
+            program.ATTACHMENT.pack(0, 0, 0, at.ifindex, at.id, flags, at.mac.ljust(6, b"\0")[:6]),
         )
 
     def remove_attachment(self, ifindex: int) -> None:
         """Leaves the cell's ifindex unused; the probe order of others does not depend on it."""
         for cell, at in self._cells(ifindex):
-            if at[2] == ifindex and at[4] & program.ATTACHMENT_USED:
+            if at[3] == ifindex and at[5] & program.ATTACHMENT_USED:
                 libbpf.update(self.maps["attachments"], _U32.pack(cell), bytes(program.ATTACHMENT.size))
 
     def _cell(self, ifindex: int) -> int:
         free = None
         for cell, at in self._cells(ifindex):
-            used = at[4] & program.ATTACHMENT_USED
-            if used and at[2] == ifindex:
+            used = at[5] & program.ATTACHMENT_USED
+            if used and at[3] == ifindex:
                 return cell
             if not used and free is None:
                 free = cell
@@ -311,9 +311,9 @@ class Kernel:
 
     # the challenge, and segments that no connection has
 
-    def allow_looks(self, each: int) -> None:
-        """How many bare acknowledgments each CPU may look at from now on."""
-        libbpf.update(self.maps["looks"], _U32.pack(0), struct.pack("=Q", each) * self._cpus)
+    def allow_looks(self, count: int) -> None:
+        """How many bare acknowledgments may be looked at from now on."""
+        libbpf.update(self.maps["looks"], _U32.pack(0), struct.pack("=Q", count))
 
     def turn_cookies(self) -> None:
         """A new key for the challenges to come; the answers to those of the key till now still count."""

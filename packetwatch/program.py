@@ -61,7 +61,7 @@ MAPS = (
 )
 
 SETTINGS = struct.Struct(f"=QQQQQQQQQQQQIIIIII4xI{RULES * 'QII'}")
-ATTACHMENT = struct.Struct("=QQIHB6s3x")
+ATTACHMENT = struct.Struct("=QQQIHBx6sxx")
 PREFIX_KEY = struct.Struct("=I16s")
 SOURCE = struct.Struct("=QQII")
 BLOCK = struct.Struct("=QQQIi")

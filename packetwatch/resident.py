@@ -33,7 +33,7 @@ _QUIET_AFTER_NS = 5 * SECOND
 _LOOK_EVERY_NS = 10 * SECOND
 _SAVE_EVERY_NS = 5 * SECOND
 _COOKIES_NS = 600 * SECOND  # life of a key
-_LOOKS = 1000  # a second and CPU, at acknowledgments that may have no connection
+_LOOKS = 1000  # a second, at acknowledgments that may have no connection
 _SAVING = "log.daily_size is used up: connections are summed per minute until there is room again"
 _SAVED = "log.daily_size has room again: connections are recorded one by one"
 

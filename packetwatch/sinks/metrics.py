@@ -185,33 +185,27 @@ class _Listener:
             self._socket.close()
             raise
         self._end, self._told = socket.socketpair()
-        self._lock = threading.Lock()
-        self._stopping = False
-        self._server: Any = None
         self._thread = threading.Thread(target=self._serve, name="metrics", daemon=True)
 
     def start(self) -> None:
         self._thread.start()
 
     def stop(self) -> None:
-        with self._lock:
-            self._stopping = True
-        self._end.close()  # ends the wait for a first connection
-        if self._server is not None:
-            self._server.shutdown()
+        self._end.close()
         if self._thread.is_alive():
             self._thread.join(_STOP_S)
         self._told.close()
         self._socket.close()
 
     def _serve(self) -> None:
-        """An upgrade of Python or prometheus-client beneath us finds the modules in memory, soon after the start."""
+        """An upgrade of Python or prometheus-client beneath us finds the modules in memory, soon after the start.
+
+        Not by serve_forever(), which wakes up twice a second.
+        """
         select.select([self._socket, self._told], [], [], PRELOAD_S)
         from packetwatch.sinks import scrapes
 
-        select.select([self._socket, self._told], [], [])
-        with self._lock:
-            if self._stopping:
-                return
-            self._server = scrapes.Server(self._socket, scrapes.registry(self._samples))
-        self._server.serve_forever()
+        self._socket.setblocking(False)  # who has connected may be gone when asked for
+        server = scrapes.Server(self._socket, scrapes.registry(self._samples))
+        while self._told not in select.select([self._socket, self._told], [], [])[0]:
+            server.handle_request()

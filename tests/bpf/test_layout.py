@@ -20,7 +20,7 @@ STRUCTS = {
         "lists_generation wakeup_mask ports observe generation count_closed storm proof rule_count "
         + " ".join(f"rules[{i}].{name}" for i in range(program.RULES) for name in kernel.KernelRule._fields)
     ),
-    "attachment": (program.ATTACHMENT, 0, "fold_ns probe_ns ifindex id flags mac"),
+    "attachment": (program.ATTACHMENT, 0, "fold_ns probe_ns last_ns ifindex id flags mac"),
     "prefix_key": (program.PREFIX_KEY, 0, "length network"),
     "source": (program.SOURCE, 0, "until_ns dropped flags length"),
     "block": (program.BLOCK, 0, "until_ns since_ns dropped attachment challenges"),

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import threading
@@ -22,6 +23,7 @@ START = 1000 * SECOND
 RATE = SECOND // 100
 BURST = 10
 FRAME = 56  # bytes of a record in the ring
+QUIET_NS = SECOND // 4
 
 
 @pytest.fixture
@@ -166,21 +168,51 @@ def test_a_full_ring_of_scans_is_counted_and_the_block_stands(host):
 
 def test_a_cpu_wakes_the_reader_only_when_its_count_says_so(host):
     host.settings(wakeup_mask=63)
-    cpu = min(os.sched_getaffinity(0))
+    with one_cpu(), waiting(host) as woken:
+        host.run(frame(A, 80))
+        assert woken.wait(5), "the first one is told at once"
+    host.records()
+    with one_cpu(), waiting(host) as woken:
+        host.run(frame(A, 80), repeat=62)
+        assert not woken.wait(0.2), "62 more are no reason"
+        host.run(frame(A, 80))
+        assert woken.wait(5), "the 64th is"
+
+
+@pytest.mark.parametrize("quiet_ns, wakes", ((QUIET_NS - 1, False), (QUIET_NS, True)))
+def test_the_first_record_after_a_quiet_time_wakes_the_reader(host, quiet_ns, wakes):
+    host.settings(wakeup_mask=(1 << 64) - 1)
+    host.run(frame(A, 80))
+    host.records()
+    host.at(host.time_ns + quiet_ns)
+    with waiting(host) as woken:
+        host.run(frame(A, 80))
+        assert woken.wait(5 if wakes else 0.2) == wakes
+        host.at(host.time_ns + SECOND)
+        host.run(frame(A, 80))  # so that nobody waits on
+
+
+@contextlib.contextmanager
+def one_cpu():
     before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {cpu})
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
+
+
+@contextlib.contextmanager
+def waiting(host):
+    """Somebody waits for records; the event is set when he is woken."""
     woken = threading.Event()
     with select.epoll() as poll:
         poll.register(host.kernel.connections.fd, select.EPOLLIN)
         waiter = threading.Thread(target=lambda: poll.poll(10) and woken.set())
         waiter.start()
         try:
-            host.run(frame(A, 80), repeat=63)
-            assert not woken.wait(0.2), "63 records are no reason"
-            host.run(frame(A, 80))
-            assert woken.wait(5), "the 64th is"
+            yield woken
         finally:
-            os.sched_setaffinity(0, before)
             waiter.join()
 
 
