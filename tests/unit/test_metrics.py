@@ -21,7 +21,8 @@ ROOT = pathlib.Path(__file__).resolve().parents[2]
 ACCOUNT = Account(
     ZERO._replace(
         syns=(11, 3), recorded=(7, 3), folded=(1, 0), dropped=(0, 0, 1, 0, 1, 0), lost=(1, 0),
-        probes=(4, 2), probes_untold=(1, 0), acks=(8, 2), frozen=9, evicted=5, suspects_evicted=6, proven=4, contested=3,
+        probes=(4, 2), probes_untold=(1, 0), acks=(8, 2), frozen=9, evicted=5, suspects_evicted=6,
+        proven=4, contested=3,
     ),
     {"ring": (1, 0), "journal": (2, 0)},
 )
