@@ -41,7 +41,8 @@ enum alert_block {
 	ALERT_FROZEN = 3, /* too many new blocks in this minute */
 };
 
-enum evidence { /* that the source's packets come from who owns the address */
+/* That the source's packets come from who owns the address. */
+enum evidence {
 	EVIDENCE_SEEN, /* none: anybody may have forged them */
 	EVIDENCE_PROVEN, /* the address has answered a challenge */
 };

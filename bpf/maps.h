@@ -146,7 +146,7 @@ struct option_bytes {
 struct scratch { /* per CPU */
 	struct recent local;
 	struct option_bytes options; /* a copy of them, for the header walk */
-	struct packet packet; /* being judged: what is read from here is for the verifier anything, however it came here */
+	struct packet packet; /* being judged: to the verifier anything, however it came here */
 };
 
 struct source {

@@ -55,7 +55,15 @@ BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 #define LISTEN 10 /* BPF_TCP_LISTEN */
 #define AF_INET6 10 /* linux/socket.h, which is no UAPI */
 
-enum verdict { VERDICT_PASS, VERDICT_ALERT, VERDICT_BLOCKED, VERDICT_LISTED, VERDICT_MARTIAN, VERDICT_FLOW, VERDICT_BARE };
+enum verdict {
+	VERDICT_PASS,
+	VERDICT_ALERT,
+	VERDICT_BLOCKED,
+	VERDICT_LISTED,
+	VERDICT_MARTIAN,
+	VERDICT_FLOW,
+	VERDICT_BARE
+};
 
 struct finding { /* that a rule matches, or a scan is complete: what an alert tells */
 	__u64 until_ns;
@@ -930,8 +938,7 @@ static __always_inline int read_numbers(struct xdp_md *ctx, const struct packet 
 	return six->ip.nexthdr == IPPROTO_TCP;
 }
 
-static __always_inline int write_answer(struct xdp_md *ctx, const struct packet *p, __be32 seq, __be32 ack,
-					__u16 flags)
+static __always_inline int write_answer(struct xdp_md *ctx, const struct packet *p, __be32 seq, __be32 ack, __u16 flags)
 {
 	int length = p->network_off + (p->ipv6 ? sizeof(struct answer6) : sizeof(struct answer4));
 	__u64 present = frame_end(ctx) - frame_start(ctx);

@@ -84,13 +84,25 @@ def why(answer: Answer) -> str:
               for each in dicts(answer, "rules")]
     offences = answer.get("offences")
     if isinstance(offences, Mapping):
-        until = moment(offences.get("last_until"))
-        lines.append(f"{_counted(offences.get('count'), 'offence')}, the last block until {until};"
-                     f" the next one lasts {offences.get('next_block')}")
+        lines += _offences(offences)
     lines += [record(json.dumps(each).encode()) + _by_rule(each) for each in dicts(answer, "history")]
     if answer.get("evidence") == "none":
         lines.append("no port that it has reached is remembered, and no block")
     return "\n".join(map(clean, lines))
+
+
+def _offences(offences: Answer) -> list[str]:
+    """How many, how long the next block may last, and whether the source has answered a challenge."""
+    lines = [f"{_counted(offences.get('count'), 'offence')}, the last block until"
+             f" {moment(offences.get('last_until'))}; the next one lasts {offences.get('next_block')} at most"]
+    unanswered = offences.get("unanswered_challenges")
+    if offences.get("proven"):
+        lines.append(f"proven: has answered a challenge {moment(offences['proven'])}")
+    elif offences.get("contested"):
+        lines.append("contested: too many wrong answers to challenges")
+    elif unanswered:
+        lines.append(f"not proven: {_counted(unanswered, 'challenge')} without an answer")
+    return lines
 
 
 def _by_rule(each: Answer) -> str:

@@ -9,12 +9,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from packetwatch import detection
-from packetwatch.clock import SECOND
 from packetwatch.event import HONEYPOT
 from packetwatch.kernel import Kernel, KernelRule, KernelSettings
 from packetwatch.kinds import rule_text, spread
 from packetwatch.settings import Settings
-
 
 
 def of(s: Settings) -> KernelSettings:

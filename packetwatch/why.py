@@ -27,7 +27,7 @@ def why(resident: Resident, source: bytes) -> dict[str, Any]:
         "address": address.text(source),
         "verdict": _verdict(resident, allowed, blocks),
         "mode": resident.mode,
-        "evidence": "established" if client else "proven" if offences and offences["proven"] else "seen" if known else "none",
+        "evidence": _evidence(client, offences, known),
         "client": _client(client, offset) if client else None,
         "allowed_by": allowed,
         "blocked_by": blocks,
@@ -36,6 +36,14 @@ def why(resident: Resident, source: bytes) -> dict[str, Any]:
         "offences": offences,
         "history": history,
     }
+
+
+def _evidence(client: Optional[Client], offences: Optional[dict[str, Any]], known: bool) -> str:
+    if client:
+        return "established"
+    if offences and offences["proven"]:
+        return "proven"
+    return "seen" if known else "none"
 
 
 def _verdict(resident: Resident, allowed: list[dict[str, str]], blocks: list[dict[str, Any]]) -> str:
@@ -118,9 +126,7 @@ def _offences(resident: Resident, source: bytes, offset: int) -> Optional[dict[s
     if offender is None or (offender.until_ns and now - offender.until_ns >= s.block_forget_ns):
         return None
     proven = bool(offender.proven_ns) or s.block_proof == "none"
-    next_ns = detection.block_length(
-        s.block_duration_ns, thresholds.first_block_ns(s), offender.doublings + 1, proven
-    )
+    next_ns = detection.block_length(s.block_duration_ns, thresholds.first_block_ns(s), offender.doublings + 1, proven)
     end = clock.rfc3339(offender.until_ns + offset) if offender.until_ns else "forever"
     return {
         "count": offender.blocks,

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: Apache-2.0
-"""The challenge to a blocked source, its answer, and what both are worth: frame by frame, on a clock that the test sets."""
+"""The challenge to a blocked source, its answer, what both are worth: frame by frame, on a clock that the test sets."""
 
 from __future__ import annotations
 
@@ -397,7 +397,8 @@ def test_random_proofs_have_the_oracles_blocks(host, seed):
         packed = address.parse(source)
         for port in range(base, base + 3):
             wanted = guard.judge(packed, port, now)
-            assert (host.run(traffic.frame(source, port)) == PASS) == (wanted.action in (detection.PASS, detection.SCAN))
+            passes = wanted.action in (detection.PASS, detection.SCAN)
+            assert (host.run(traffic.frame(source, port)) == PASS) == passes
         if wanted.action == detection.SCAN:
             assert traffic.block(host, source).until_ns == wanted.until_ns
             evidence.add(host.scans()[-1].evidence)

@@ -30,7 +30,9 @@ STRUCTS = {
     "cookies": (program.COOKIES, 0, "keys[0] keys[1] life"),
     "client": (program.CLIENT, 0, "first_ns last_ns"),
     "connection_event": (event.PROBE, 8, "boot_ns saddr daddr sport dport attachment flags tcp_flags"),
-    "alert_event": (event.ALERT, 8, "boot_ns until_ns saddr daddr attachment flags block port_count rule evidence ports closed"),
+    "alert_event": (
+        event.ALERT, 8, "boot_ns until_ns saddr daddr attachment flags block port_count rule evidence ports closed"
+    ),
 }
 _SINGLE = [1] * (len(kernel.Counters._fields) - len(kernel._WIDTHS))
 COUNTERS = {name: width for name, width in zip(kernel.Counters._fields, (*kernel._WIDTHS, *_SINGLE))}

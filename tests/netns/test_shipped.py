@@ -139,7 +139,8 @@ def test_who_tries_again_where_services_are_down_is_not_blocked_for_longer_each_
     log.write_text("".join(json.dumps(scrape) + "\n" for scrape in scrapes))
     blocks = replay("--config", "/dev/null", "--from-log", log).of("block")
     assert len(blocks) > 3 and {(length_s(block), block["rule"]) for block in blocks} == {(60, "scan:closed")}
-    is_documented("| Prometheus, three exporters down for five minutes | yes | 60 s, again and again | 3 | scan:closed |")
+    down = "| Prometheus, three exporters down for five minutes"
+    is_documented(f"{down} | yes | 60 s, again and again | 3 | scan:closed |")
     named = " ".join(map(str, EXPORTERS))
     blocks = replay("--config", "/dev/null", "--open-ports", named, "--from-log", log).of("block")
     assert len(blocks) > 3 and {(length_s(block), block.get("rule")) for block in blocks} == {(60, None)}

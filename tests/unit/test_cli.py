@@ -73,7 +73,8 @@ WHY = {
                     "since": "2026-11-24T14:26:05Z", "until": "2026-11-24T14:28:05Z", "beats_allow": False}],
     "ports": [{"port": 81, "state": "closed", "last": "2026-11-24T14:26:05Z"}],
     "rules": [{"rule": "scan", "reached": 1, "of": 3, "window": "1m"}],
-    "offences": {"count": 2, "last_until": "2026-11-24T14:28:05Z", "next_block": "4m"},
+    "offences": {"count": 2, "last_until": "2026-11-24T14:28:05Z", "next_block": "4m", "proven": "2026-11-24T14:26:04Z",
+                 "unanswered_challenges": 0, "contested": False},
     "history": [{"timestamp": "2026-11-24T14:26:05.000000Z", "event_type": "block", "src_ip": "192.0.2.7",
                  "until": "2026-11-24T14:28:05.000000Z", "reason": "port scan", "rule": "scan:closed"}],
 }
@@ -921,9 +922,28 @@ def test_why_tells_the_verdict_first_and_then_what_it_rests_on(resident, run):
         "blocked: 192.0.2.7 until 2026-11-24 15:28:05 (port scan, rule scan:closed)",
         "port 81: closed, last 2026-11-24 15:26:05",
         "rule scan: 1 of 3 ports within 1m",
-        "2 offences, the last block until 2026-11-24 15:28:05; the next one lasts 4m",
+        "2 offences, the last block until 2026-11-24 15:28:05; the next one lasts 4m at most",
+        "proven: has answered a challenge 2026-11-24 15:26:04",
         "2026-11-24 15:26:05: Blocked 192.0.2.7 for 2m (port scan), rule scan:closed",
     ]
+
+
+@pytest.mark.parametrize(
+    "proven, unanswered, contested, words",
+    [
+        (None, 0, False, ""),
+        (None, 1, False, "not proven: 1 challenge without an answer\n"),
+        (None, 2, False, "not proven: 2 challenges without an answer\n"),
+        (None, 1, True, "contested: too many wrong answers to challenges\n"),
+    ],
+)
+def test_why_tells_what_became_of_challenges(resident, run, proven, unanswered, contested, words):
+    offences = {**WHY["offences"], "count": 1, "proven": proven, "unanswered_challenges": unanswered,
+                "contested": contested}
+    resident.answers["why"] = {"address": "192.0.2.7", "verdict": "not blocked", "offences": offences}
+    status, out, _ = run("why", "192.0.2.7")
+    first = "1 offence, the last block until 2026-11-24 15:28:05; the next one lasts 4m at most\n"
+    assert status == 0 and out == "192.0.2.7: not blocked\n" + first + words
 
 
 def test_why_of_nobody_says_so(resident, run):

@@ -7,7 +7,9 @@ import pytest
 
 from packetwatch.address import parse, parse_prefix
 from packetwatch.detection import DROP, PASS, SCAN, TICK_NS, WOULD_DROP
-from packetwatch.detection import Blocks, Detector, Finding, Guard, Rule, Verdict, in_force, windows
+from packetwatch.detection import (
+    Blocks, Detector, Finding, Guard, Rule, Verdict, block_length, in_force, which_ports, windows,
+)
 from packetwatch.rules import Entry, effective
 
 SECOND = 1_000_000_000
@@ -197,8 +199,8 @@ def test_windows():
     assert windows(5, [Rule(3, True, 9), Rule(3, True, 7), Rule(3, False, 6)]) == (6, 9)
 
 
-def scan(guard, now, source=A):
-    return [guard.judge(source, port, now) for port in (1, 2, 3)]
+def scan(guard, now, source=A, ports=(1, 2, 3)):
+    return [guard.judge(source, port, now) for port in ports]
 
 
 def test_the_syn_that_completes_a_scan_goes_through_and_the_next_is_dropped_until_the_end():
@@ -242,39 +244,100 @@ def test_lists_come_before_the_rule():
     assert [v.action for v in scan(guard, START + 5, B)] == [PASS, PASS, SCAN]
 
 
-def lengths(guard, now, times, quiet_ns=0):
-    """How long each of so many blocks in turn lasts, the next one's scan `quiet_ns` after the end."""
+def lengths(guard, now, times, quiet_ns=0, again=False):
+    """How long each of so many blocks in turn lasts, the next one's scan `quiet_ns` after the end, of ports of its own
+    or of the same again.
+    """
     found = []
-    for _ in range(times):
-        end = scan(guard, now)[-1].until_ns
+    for number in range(times):
+        ports = range(1, 4) if again else range(3 * number + 1, 3 * number + 4)
+        end = scan(guard, now, ports=ports)[-1].until_ns
         found.append(end - now if end else 0)
         now = end + quiet_ns
     return found
 
 
 CLOSED_3 = [Rule(3, True, WINDOW)]
+GROWING = Blocks(3600 * SECOND, 60 * SECOND, SECOND, WINDOW)
+
+
+def guard_of(blocks):
+    return Guard(Detector(3, WINDOW, block_rules=CLOSED_3), blocks)
 
 
 def test_blocks_by_a_rule_double_up_to_the_longest():
-    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(3600 * SECOND, 60 * SECOND, SECOND, WINDOW))
-    minutes = [length / (60 * SECOND) for length in lengths(guard, START, 9)]
+    minutes = [length / (60 * SECOND) for length in lengths(guard_of(GROWING), START, 9)]
     assert minutes == [1, 2, 4, 8, 16, 32, 60, 60, 60]
+
+
+def test_the_same_ports_again_make_no_block_longer():
+    assert lengths(guard_of(GROWING), START, 5, again=True) == [60 * SECOND] * 5
+
+
+def test_one_new_port_makes_a_block_longer_and_none_that_any_offence_had_before():
+    guard, now, found = guard_of(GROWING), START, []
+    for ports in ((1, 2, 3), (2, 3, 4), (4, 3, 2), (1, 2, 4), (5, 1, 2)):
+        end = scan(guard, now, ports=ports)[-1].until_ns
+        found.append((end - now) // SECOND)
+        now = end
+    assert found == [60, 120, 120, 120, 240]
+
+
+def test_which_ports_has_a_bit_for_each_that_few_share():
+    assert which_ports(()) == 0
+    bits = [which_ports([port]) for port in range(65536)]
+    assert all(bit & bit - 1 == 0 < bit < 1 << 64 for bit in bits)
+    assert {bits.count(bit) for bit in set(bits)} == {1024} and len(set(bits)) == 64
+    assert which_ports((80, 443, 80)) == bits[80] | bits[443]
+
+
+@pytest.mark.parametrize("step", (1, 10, 100))
+def test_ports_beside_each_other_have_different_bits(step):
+    for first in range(1, 65000 - 3 * step, 97):
+        assert bin(which_ports(range(first, first + 3 * step, step))).count("1") == 3, first
+
+
+def test_a_block_of_an_unproven_source_is_as_long_each_time_and_grows_from_the_proof_on():
+    guard = guard_of(GROWING._replace(forget_ns=10**18, proof=True))
+    assert lengths(guard, START, 4) == [60 * SECOND] * 4
+    guard.prove(A)
+    assert scan(guard, START + WINDOW * 10, ports=(101, 102, 103))[-1].until_ns == START + WINDOW * 10 + 960 * SECOND
+    assert lengths(guard_of(GROWING._replace(proof=True)), START, 2) == [60 * SECOND] * 2
+
+
+def test_a_proof_is_its_sources_own_and_forgotten_with_the_offences():
+    guard = guard_of(GROWING._replace(proof=True))
+    for source in (A, B):
+        scan(guard, START, source)
+    guard.prove(A)
+    later = START + 61 * SECOND
+    ends = [scan(guard, later, source, (4, 5, 6))[-1].until_ns - later for source in (A, B)]
+    assert ends == [120 * SECOND, 60 * SECOND]
+    later += 120 * SECOND + WINDOW
+    for ports in ((7, 8, 9), (10, 11, 12)):
+        assert scan(guard, later, ports=ports)[-1].until_ns == later + 60 * SECOND
+        later += 60 * SECOND
+
+
+@pytest.mark.parametrize(
+    "longest_ns, first_ns, wanted",
+    [(0, 0, 60 * SECOND), (3600 * SECOND, 600 * SECOND, 60 * SECOND), (9 * SECOND, 5 * SECOND, 5 * SECOND),
+     (4 * SECOND, 5 * SECOND, 4 * SECOND), (0, 5 * SECOND, 5 * SECOND)],
+)
+def test_no_setting_makes_a_block_of_an_unproven_source_last(longest_ns, first_ns, wanted):
+    assert {block_length(longest_ns, first_ns, doublings, proven=False) for doublings in range(20)} == {wanted}
 
 
 def test_a_source_that_was_quiet_for_long_enough_is_new_again():
     rest = 2 * WINDOW
-    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(0, SECOND, SECOND, rest))
-    assert lengths(guard, START, 4, rest - 1) == [SECOND, 2 * SECOND, 4 * SECOND, 8 * SECOND]
-    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(0, SECOND, SECOND, rest))
-    assert lengths(guard, START, 4, rest) == [SECOND] * 4
+    blocks = Blocks(0, SECOND, SECOND, rest)
+    assert lengths(guard_of(blocks), START, 4, rest - 1) == [SECOND, 2 * SECOND, 4 * SECOND, 8 * SECOND]
+    assert lengths(guard_of(blocks), START, 4, rest) == [SECOND] * 4
 
 
 def test_where_a_block_may_last_for_ever_the_eleventh_does():
-    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(0, SECOND, SECOND, 10**18))
-    found = lengths(guard, START, 10)
-    assert found == [SECOND << n for n in range(10)]
-    guard = Guard(Detector(3, WINDOW, block_rules=CLOSED_3), Blocks(0, SECOND, SECOND, 10**18))
-    assert lengths(guard, START, 11)[-1] == 0
+    blocks = Blocks(0, SECOND, SECOND, 10**18)
+    assert lengths(guard_of(blocks), START, 11) == [*(SECOND << n for n in range(10)), 0]
 
 
 def test_a_scan_that_no_rule_matches_is_blocked_as_long_each_time():

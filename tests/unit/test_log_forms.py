@@ -42,7 +42,7 @@ NOTICES = {
     ),
     "block": BY._replace(
         source="192.0.2.56", until_ns=BOOT + 60 * SECOND, reason="slow scan", rule="5:closed:10m",
-        ports=(21, 23, 25, 81, 82),
+        ports=(21, 23, 25, 81, 82), evidence="seen",
     ),
     "storm": BY._replace(
         count=1234, since_ns=BOOT - 60 * SECOND,
@@ -270,7 +270,7 @@ def test_no_field_reaches_a_terminal_raw(form, several):
     evil = BY._replace(in_iface=EVIL, reason=EVIL, message=EVIL, source=EVIL, where=EVIL, level=EVIL, count=1)
     if several:
         evil = evil._replace(source=None, sources=(EVIL, EVIL))
-    evil = evil._replace(rule=EVIL, port_state=EVIL, tcp_flags=EVIL)
+    evil = evil._replace(rule=EVIL, port_state=EVIL, tcp_flags=EVIL, evidence=EVIL)
     written = lines(form, connection(attachment=2), notices=[evil._replace(event_type=kind) for kind in NOTICES])
     assert len(written) == 1 + len(NOTICES)
     for line in written:
@@ -403,7 +403,7 @@ def test_the_examples_of_the_documentation_are_what_is_written(kind):
 def test_no_notice_brings_a_field_that_is_not_listed(kind):
     full = Notice(
         BOOT, kind, "eth0", "a", "b", 1, (2,), 3, 4, 5, "r", "l", "w", "observe", "m", (2,), "u", 6, "open", True,
-        "FIN", ("c", "d"),
+        "FIN", "seen", ("c", "d"),
     )
     (found,) = objects(notices=[full])
     assert set(found) == set(records.COMMON + records.KINDS[kind].fields)

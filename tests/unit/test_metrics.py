@@ -20,8 +20,9 @@ from packetwatch.sinks.ledger import Account
 ROOT = pathlib.Path(__file__).resolve().parents[2]
 ACCOUNT = Account(
     ZERO._replace(
-        syns=(10, 3), recorded=(7, 3), folded=(1, 0), dropped=(0, 0, 1, 0), lost=(1, 0),
-        probes=(4, 2), probes_untold=(1, 0), frozen=9, evicted=5, suspects_evicted=6,
+        syns=(11, 3), recorded=(7, 3), folded=(1, 0), dropped=(0, 0, 1, 0, 1, 0), lost=(1, 0),
+        probes=(4, 2), probes_untold=(1, 0), acks=(8, 2), frozen=9, evicted=5, suspects_evicted=6,
+        proven=4, contested=3,
     ),
     {"ring": (1, 0), "journal": (2, 0)},
 )
@@ -80,7 +81,7 @@ def test_labels_are_as_named():
 def test_the_terms_add_up():
     found = metrics.samples(SNAPSHOT)
     terms = sum(value for name in TERMS for _, value in found[f"packetwatch_{name}"])
-    assert terms == sum(value for _, value in found["packetwatch_syns"]) == 13
+    assert terms == sum(value for _, value in found["packetwatch_syns"]) == 14
 
 
 def test_no_source_address_is_a_label():
@@ -95,8 +96,11 @@ def test_scrape(exporter, host):
     assert 'packetwatch_connections_total{family="ipv4",interface="eth0"} 5.0' in text
     assert 'packetwatch_probes_total{family="ipv4",interface="eth0"} 4.0' in text
     assert 'packetwatch_probes_untold_total{family="ipv6",interface="eth0"} 0.0' in text
+    assert 'packetwatch_acks_total{family="ipv6",interface="eth0"} 2.0' in text
+    assert 'packetwatch_connections_dropped_total{family="ipv4",interface="eth0",reason="challenge"} 1.0' in text
+    assert "packetwatch_sources_proven_total 4.0" in text and "packetwatch_sources_contested_total 3.0" in text
     assert 'packetwatch_evictions_total{table="suspects"} 6.0' in text and "packetwatch_blocks_frozen_total 9.0" in text
-    assert "process_resident_memory_bytes" in text and "conn_count_total 13.0" in text
+    assert "process_resident_memory_bytes" in text and "conn_count_total 14.0" in text
     assert scrape(address, "/") == text or "packetwatch_mode" in scrape(address, "/")
     with pytest.raises(urllib.error.HTTPError, match="404"):
         scrape(address, "/secret")

@@ -11,7 +11,8 @@ import pytest
 from packetwatch import kernel, replayed
 
 COUNTERS = kernel.ZERO._replace(
-    syns=(10, 4), recorded=(6, 3), dropped=(3, 1, 1, 0), scans=(1, 1), malformed=(2, *[0] * 8), ignored=(0, 1, 0, 0)
+    syns=(10, 4), recorded=(6, 3), dropped=(3, 1, 1, 0, 0, 0), scans=(1, 1), malformed=(2, *[0] * 8),
+    ignored=(0, 1, 0, 0),
 )
 ACCOUNT = replayed.Replayed(
     "a.pcap", frames=30, set_aside=9, too_long=1, handed=20, dropped=5, records=9, scans_told=2, blocks=2,
