@@ -42,8 +42,8 @@ enum alert_block {
 };
 
 enum evidence { /* that the source's packets come from who owns the address */
-	EVIDENCE_SEEN, /* none: anybody may have forged them */
-	EVIDENCE_PROVEN, /* the address has answered a challenge */
+		EVIDENCE_SEEN, /* none: anybody may have forged them */
+		EVIDENCE_PROVEN, /* the address has answered a challenge */
 };
 
 /* What an alert's rule is, where it is no row of settings.rules, counted from 1. */
@@ -59,7 +59,8 @@ struct alert_event {
 	__u16 attachment;
 	__u8 flags; /* enum event_flag */
 	__u8 block; /* enum alert_block */
-	__u16 port_count;
+	__u8 port_count;
+	__u8 length; /* bits of `saddr` that the block covers */
 	__u8 rule;
 	__u8 evidence; /* enum evidence */
 	__u16 ports[SCAN_SLOTS]; /* host byte order, newest first */
