@@ -60,7 +60,8 @@ struct alert_event {
 	__u16 attachment;
 	__u8 flags; /* enum event_flag */
 	__u8 block; /* enum alert_block */
-	__u16 port_count;
+	__u8 port_count;
+	__u8 length; /* bits of `saddr` that the block covers */
 	__u8 rule;
 	__u8 evidence; /* enum evidence */
 	__u16 ports[SCAN_SLOTS]; /* host byte order, newest first */

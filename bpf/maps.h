@@ -44,6 +44,8 @@
 #define FOLDS 2048 /* per level, of both generations */
 #endif
 
+#define ADDRESS_BITS 128
+
 enum family { FAMILY_IPV4, FAMILY_IPV6, FAMILIES };
 
 enum drop_reason { DROP_SCAN, DROP_LIST, DROP_CHALLENGE, DROP_REASONS };
@@ -66,6 +68,7 @@ struct settings {
 	__u64 fold_burst_ns; /* burst * interval */
 	__u64 seed; /* of the tracker's hash; secret */
 	__u64 lists_generation; /* from 1; grows after every change of `local` or `sources` */
+	union address network_mask; /* `network_bits` of them */
 	__u64 wakeup_mask; /* a CPU wakes the reader when its count of records has none of these bits */
 	__u32 ports; /* 2..SCAN_SLOTS */
 	__u32 observe;
@@ -73,7 +76,7 @@ struct settings {
 	__u32 count_closed; /* closed ports alone make a scan */
 	__u32 storm; /* blocks of unproven sources in a minute above which no more are made; 0: no limit */
 	__u32 proof; /* a source must answer a challenge before a block of it may last */
-	__u32 reserved;
+	__u32 network_bits; /* of IPv6: whose blocks grow is blocked with the network of so many; ADDRESS_BITS: alone */
 	__u32 rule_count;
 	struct rule rules[RULES];
 };
@@ -160,7 +163,8 @@ struct block { /* of a source that scanned; what people block stands in `sources
 	__u64 until_ns; /* CLOCK_BOOTTIME; 0: forever */
 	__u64 since_ns;
 	__u64 dropped; /* SYNs; in observe: that would have been */
-	__u32 attachment;
+	__u16 attachment;
+	__u16 length; /* bits of the key: ADDRESS_BITS, or settings.network_bits of a whole network */
 	__s32 challenges; /* that may still be sent to the source */
 };
 
@@ -201,7 +205,8 @@ struct suspect_set {
 	struct suspect ways[SUSPECT_WAYS];
 };
 
-struct offender { /* of a source that was blocked by a rule; the table forgets those blocked longest ago */
+/* Of a source, of IPv6 of a network, that was blocked by a rule; the table forgets those blocked longest ago. */
+struct offender {
 	__u64 until_ns; /* of its last block */
 	__u64 proven_ns; /* when it answered a challenge; 0: never */
 	__u64 ports; /* of all its offences, a bit for each; see which_port() */

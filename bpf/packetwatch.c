@@ -20,6 +20,8 @@ BPF_PERCPU_ARRAY(recent_unlisted, struct recent, RECENT_SOURCES);
 BPF_F_TABLE("lpm_trie", struct prefix_key, struct source, sources, PREFIXES, BPF_F_NO_PREALLOC);
 BPF_ARRAY(marks, struct marks, 1);
 BPF_TABLE("hash", union address, struct block, blocks, BLOCKS);
+BPF_ARRAY(wide_blocks, __u64, 1); /* 1: there may be some of whole networks */
+BPF_F_TABLE("hash", union address, __u32, spared, PREFIXES, BPF_F_NO_PREALLOC);
 BPF_ARRAY(trackers, struct tracker_set, TRACKER_SETS);
 BPF_ARRAY(suspects, struct suspect_set, SUSPECT_SETS);
 BPF_TABLE("lru_hash", union address, struct offender, offenders, OFFENDERS);
@@ -75,7 +77,8 @@ struct finding { /* that a rule matches, or a scan is complete: what an alert te
 	__u8 block; /* enum alert_block */
 	__u8 rule;
 	__u8 evidence; /* enum evidence */
-	__u16 reserved;
+	__u8 length; /* bits that the block covers */
+	__u8 reserved;
 };
 
 struct judgement {
@@ -409,9 +412,30 @@ static __always_inline __u64 doubled(__u64 length, __u64 times, __u64 most)
 	return length > most >> times ? most : length << times;
 }
 
+/* Of an IPv6 source its network: whoever has one address there has them all. Of an IPv4 source itself. */
+static __always_inline union address network_of(const struct packet *p, const struct settings *set)
+{
+	__u64 ipv4 = -equal(p->ipv6, 0);
+	union address network = p->saddr;
+
+	network.halves[0] &= set->network_mask.halves[0] | ipv4;
+	network.halves[1] &= set->network_mask.halves[1] | ipv4;
+	return network;
+}
+
+/* The bits that a block covers: of its network, once its blocks grow, unless somebody in it is allowed. */
+static __always_inline __u16 block_bits(const struct packet *p, const struct settings *set,
+					const union address *network, __u64 times)
+{
+	if (!p->ipv6 || !times || spared.lookup(network))
+		return ADDRESS_BITS;
+	return set->network_bits;
+}
+
 static __always_inline struct offender *find_offender(const struct packet *p, const struct judgement *j)
 {
-	struct offender *found = offenders.lookup((union address *)&p->saddr);
+	union address network = network_of(p, j->set);
+	struct offender *found = offenders.lookup(&network);
 
 	if (!found || (found->until_ns && j->now >= found->until_ns && j->now - found->until_ns >= j->set->forget_ns))
 		return 0;
@@ -429,19 +453,21 @@ static __always_inline __u8 evidence_of(const struct packet *p, const struct jud
 /*
  * The end of a block by a rule: twice as long each time the source goes for ports that its offences
  * were not about (who tries again where a service is down does not), until it has been quiet; but
- * a short one each time where anybody may have forged it. 0: forever.
+ * a short one each time where anybody may have forged it. 0: forever. Of IPv6 all sources of a network
+ * count together; from the second length on it is the network that is blocked.
  */
 static __always_inline __u64 end_of_block(const struct packet *p, const struct judgement *j, __u64 which,
 					  struct block *fresh)
 {
 	__u64 most = j->set->block_ns, length = j->set->first_ns, times = 0, until = 0;
 	struct offender *offender = find_offender(p, j);
+	union address network = network_of(p, j->set);
 
 	if (!offender) {
 		struct offender none = { .ports = which };
 
-		offenders.update((union address *)&p->saddr, &none);
-		offender = offenders.lookup((union address *)&p->saddr);
+		offenders.update(&network, &none);
+		offender = offenders.lookup(&network);
 		if (!offender)
 			return j->now + UNPROVEN_NS;
 	}
@@ -460,6 +486,7 @@ static __always_inline __u64 end_of_block(const struct packet *p, const struct j
 	if (length && (most || times < DOUBLINGS_FOREVER))
 		until = j->now + doubled(length, times & DOUBLINGS_MASK, most ? most : ~0ULL >> 1);
 	offender->until_ns = until;
+	fresh->length = block_bits(p, j->set, &network, times);
 	return until;
 }
 
@@ -469,18 +496,20 @@ static __always_inline __u64 end_of_block(const struct packet *p, const struct j
  */
 static __always_inline __u8 block_source(const struct packet *p, const struct judgement *j, struct block *fresh)
 {
-	union address *key = (union address *)&p->saddr;
+	union address key = fresh->length == ADDRESS_BITS ? p->saddr : network_of(p, j->set);
 	struct block *old;
+	int zero = 0;
+	__u64 *wide;
 
-	if (!blocks.insert(key, fresh))
+	if (!blocks.insert(&key, fresh))
 		goto blocked;
-	old = blocks.lookup(key);
+	old = blocks.lookup(&key);
 	if (!old) {
 		j->count->refused++;
 		return ALERT_REFUSED;
 	}
 	if (!in_force(old->until_ns, j->now)) {
-		blocks.update(key, fresh);
+		blocks.update(&key, fresh);
 		goto blocked;
 	}
 	old->challenges = fresh->challenges;
@@ -488,17 +517,44 @@ static __always_inline __u8 block_source(const struct packet *p, const struct ju
 		old->until_ns = fresh->until_ns;
 	else
 		fresh->until_ns = old->until_ns;
+	if (fresh->length < old->length)
+		old->length = fresh->length; /* it was of the address that is the network's first */
 blocked:
+	wide = wide_blocks.lookup(&zero);
+	if (wide && fresh->length < ADDRESS_BITS)
+		*wide = 1;
 	j->count->blocked++;
 	return ALERT_BLOCKED;
+}
+
+/* That of the source alone, or of its network. */
+static __always_inline struct block *find_block(const struct packet *p, const struct judgement *j)
+{
+	struct block *block = blocks.lookup((union address *)&p->saddr);
+	union address network;
+	int zero = 0;
+	__u64 *wide;
+
+	if (block && in_force(block->until_ns, j->now))
+		return block;
+	if (!p->ipv6)
+		return 0;
+	wide = wide_blocks.lookup(&zero);
+	if (!wide || !*wide)
+		return 0;
+	network = network_of(p, j->set);
+	block = blocks.lookup(&network);
+	if (block && block->length == j->set->network_bits && in_force(block->until_ns, j->now))
+		return block;
+	return 0;
 }
 
 /* Whether the source is blocked, each SYN counted where the block stands. */
 static __always_inline int is_blocked(const struct packet *p, struct judgement *j)
 {
-	struct block *block = blocks.lookup((union address *)&p->saddr);
+	struct block *block = find_block(p, j);
 
-	if (!block || !in_force(block->until_ns, j->now))
+	if (!block)
 		return 0;
 	j->challenges = block->challenges;
 	if (!p->probe)
@@ -509,7 +565,7 @@ static __always_inline int is_blocked(const struct packet *p, struct judgement *
 /* A SYN that was faster than the block writes it itself, so that its drop is counted there. */
 static __always_inline void count_late_drop(const struct packet *p, struct judgement *j, __u64 blocked_ns)
 {
-	struct block fresh = { .since_ns = blocked_ns, .dropped = 1, .attachment = j->at->id };
+	struct block fresh = { .since_ns = blocked_ns, .dropped = 1, .attachment = j->at->id, .length = ADDRESS_BITS };
 
 	if (is_blocked(p, j) || j->now > blocked_ns + BLOCK_WRITE_NS)
 		return;
@@ -754,11 +810,12 @@ unlock:
 /* The first thing after a scan: until the block stands, other CPUs have only the tracker to go by. */
 static __always_inline void block_scanner(const struct packet *p, const struct judgement *j, struct finding *found)
 {
-	struct block fresh = { .since_ns = j->now, .attachment = j->at->id };
+	struct block fresh = { .since_ns = j->now, .attachment = j->at->id, .length = ADDRESS_BITS };
 
 	if (found->flags & EVENT_SCAN)
 		j->count->scans[j->family]++;
 	found->until_ns = 0;
+	found->length = ADDRESS_BITS;
 	if (j->frozen) {
 		found->block = ALERT_FROZEN;
 		j->count->frozen++;
@@ -773,6 +830,7 @@ static __always_inline void block_scanner(const struct packet *p, const struct j
 		fresh.until_ns = j->now + j->set->open_ns;
 	found->block = block_source(p, j, &fresh);
 	found->until_ns = fresh.until_ns;
+	found->length = fresh.length;
 }
 
 static __always_inline void raise_alert(const struct packet *p, const struct judgement *j, const struct finding *found)
@@ -791,6 +849,7 @@ static __always_inline void raise_alert(const struct packet *p, const struct jud
 	alert->flags = found->flags | (j->flags & EVENT_IPV6) | (j->set->observe ? EVENT_WOULD_DROP : 0);
 	alert->block = found->block;
 	alert->port_count = found->port_count;
+	alert->length = found->length;
 	alert->rule = found->rule;
 	alert->evidence = found->evidence;
 	__builtin_memcpy(alert->ports, found->ports, sizeof(alert->ports));
@@ -905,7 +964,8 @@ static __always_inline int may_challenge(const struct packet *p, const struct ju
 	int zero = 0;
 	__u64 *due = challenge_rate.lookup(&zero);
 	struct block *block = blocks.lookup((union address *)&p->saddr);
-	struct offender *offender = offenders.lookup((union address *)&p->saddr);
+	union address network = network_of(p, j->set);
+	struct offender *offender = offenders.lookup(&network);
 	__u64 next;
 
 	if (!due || !block || !offender || offender->contested || offender->proven_ns)
@@ -973,7 +1033,8 @@ static __always_inline int write_answer(struct xdp_md *ctx, const struct packet 
  */
 static __always_inline int is_proof(const struct packet *p, const struct judgement *j, const struct cookies *secret)
 {
-	struct offender *offender = offenders.lookup((union address *)&p->saddr);
+	union address network = network_of(p, j->set);
+	struct offender *offender = offenders.lookup(&network);
 	__u32 cookie = bpf_ntohl(p->ack_seq) - 1;
 
 	if (!offender || !offender->unanswered || offender->contested)

@@ -21,7 +21,8 @@ _packetwatch_flags() {
             --allow-own --allow-gateways --allow-sessions --allow-resolvers --allow-time-servers
             --allow-puppet-server --scan-ports --scan-window --scan-count
             --block-rules --block-honeypot-ports --block-first --block-duration --block-forget
-            --block-proof --block-storm --xdp-mode --log-format --log-file --log-connections --log-anonymize
+            --block-proof --block-ipv6-prefix --block-storm --xdp-mode --log-format --log-file
+            --log-connections --log-anonymize
             --log-fold-rate --log-fold-burst --log-daily-size --metrics-listen --table-trackers
             --table-blocks --ring-size --loader-headers"
         ;;
@@ -73,7 +74,7 @@ _packetwatch() {
             return
             ;;
         --allow | --block | --open-ports | --since | --reason | --confirm | --scan-ports | --scan-window | \
-            --block-honeypot-ports | --block-forget | --block-storm | --log-fold-* | \
+            --block-honeypot-ports | --block-forget | --block-ipv6-prefix | --block-storm | --log-fold-* | \
             --log-daily-size | --table-* | --ring-size)
             return
             ;;

@@ -141,7 +141,7 @@ class Answers:
         r, now = self._resident, clock.boot_ns()
         for block in r.kernel.blocks.read():
             if block.in_force(now) and block.since_ns >= oldest_ns:
-                source = address.text(block.address)
+                source = address.prefix_text(block.prefix)
                 told = r.drain.history.block(source)  # not of an earlier process, nor of the longest ago
                 reason = told.reason if told and told.reason else "port scan"
                 yield _row(source, reason, block.until_ns, block.since_ns, block.dropped, observing)
@@ -182,8 +182,7 @@ class Answers:
             return {"removed": r.clear_blocks("removed by hand") + r.clear_manual_blocks()}
         prefix = prefix_of(request)
         removed = int(r.remove_manual_block(prefix))
-        if prefix.length == address.BITS:
-            removed += r.unblock(prefix.network, "removed by hand")
+        removed += r.unblock(prefix, "removed by hand")
         if removed:
             return {"removed": removed}
         text = address.prefix_text(prefix)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import NamedTuple, Optional
 
 from packetwatch import rules
-from packetwatch.address import Prefix
+from packetwatch.address import BITS, Prefix, is_ipv4, mask, single
 
 #: The kernel packs time, state and port into 64 bits: the time loses its low 17.
 TICK_NS = 1 << 17
@@ -173,6 +173,7 @@ class Verdict(NamedTuple):
     ports: tuple[int, ...] = ()  #: of a SCAN, oldest last SYN first
     until_ns: int = 0  #: end of the block, for all but PASS; 0 is forever
     rule: int = 0  #: that blocks; 0 with a SCAN that none matches
+    length: int = BITS  #: of the block of a SCAN
 
 
 class Blocks(NamedTuple):
@@ -183,12 +184,13 @@ class Blocks(NamedTuple):
     open_ns: int  #: of a scan that no rule matches
     forget_ns: int = 0
     proof: bool = False  #: sources that have not proven that they own their address are blocked for a short time only
+    network_bits: int = BITS  #: who is blocked again is blocked with its IPv6 network of so many
 
 
 class Guard:
     """Allowed, blocked, tracked, judged: the whole verdict in the kernel's order.
 
-    ``sources`` is what rules.effective() gives; ``blocks`` maps a source to the end of its block.
+    ``sources`` is what rules.effective() gives; ``blocks`` maps a source, or a network, to the end of its block.
     """
 
     def __init__(
@@ -202,9 +204,10 @@ class Guard:
         self.lengths = lengths
         self.enforce = enforce
         self.sources: Mapping[Prefix, rules.Source] = sources or {}
-        self.blocks: dict[bytes, int] = {}
-        self._offenders: dict[bytes, tuple[int, int, int]] = {}  # end of the last block, doublings, ports
-        self._proven: set[bytes] = set()
+        self.blocks: dict[Prefix, int] = {}
+        self._spared = rules.spared(self.sources, lengths.network_bits)
+        self._offenders: dict[Prefix, tuple[int, int, int]] = {}  # end of the last block, doublings, ports
+        self._proven: set[Prefix] = set()
 
     def judge(self, source: bytes, port: int, now_ns: int, closed: bool = True) -> Verdict:
         listed = rules.lookup(self.sources, source)
@@ -212,35 +215,44 @@ class Guard:
             return Verdict(PASS)
         if listed.flags & rules.BLOCK and in_force(listed.until_ns, now_ns):
             return self._drop(listed.until_ns)
-        until_ns = self.blocks.get(source)
-        if until_ns is not None and in_force(until_ns, now_ns):
-            return self._drop(until_ns)
+        for prefix in (single(source), self._network(source)):
+            until_ns = self.blocks.get(prefix)
+            if until_ns is not None and in_force(until_ns, now_ns):
+                return self._drop(until_ns)
         found = self.detector.syn(source, port, now_ns, closed)
         if found is None:
             return Verdict(PASS)
-        self.blocks[source] = self._end(source, now_ns, found)
-        return Verdict(SCAN, found.ports, self.blocks[source], found.rule)
+        prefix, until_ns = self._block(source, now_ns, found)
+        self.blocks[prefix] = until_ns
+        return Verdict(SCAN, found.ports, until_ns, found.rule, prefix.length)
 
     def prove(self, source: bytes) -> None:
         """The source, which has been blocked, has answered a challenge."""
-        self._proven.add(source)
+        self._proven.add(self._network(source))
 
-    def _end(self, source: bytes, now_ns: int, found: Finding) -> int:
-        """By a rule it doubles with each offence that has new ports, until the source has been quiet."""
+    def _network(self, source: bytes) -> Prefix:
+        bits = BITS if is_ipv4(source) else self.lengths.network_bits
+        return Prefix(mask(source, bits), bits)
+
+    def _block(self, source: bytes, now_ns: int, found: Finding) -> tuple[Prefix, int]:
+        """By a rule it doubles with each offence that has new ports, until the network has been quiet; then it is of
+        all of the network.
+        """
         if not found.rule:
-            return now_ns + self.lengths.open_ns if self.lengths.open_ns else 0
-        which = which_ports(found.ports)
-        last_ns, doublings, before = self._offenders.get(source, (0, 0, which))
+            return single(source), now_ns + self.lengths.open_ns if self.lengths.open_ns else 0
+        which, network = which_ports(found.ports), self._network(source)
+        last_ns, doublings, before = self._offenders.get(network, (0, 0, which))
         if last_ns and now_ns - last_ns >= self.lengths.forget_ns:
             doublings, before = 0, which
-            self._proven.discard(source)
+            self._proven.discard(network)
         if which & ~before:
             doublings = min(doublings + 1, DOUBLINGS)
-        proven = source in self._proven or not self.lengths.proof
+        proven = network in self._proven or not self.lengths.proof
         length = block_length(self.lengths.longest_ns, self.lengths.first_ns, doublings, proven)
         until_ns = now_ns + length if length else 0
-        self._offenders[source] = (until_ns, doublings, before | which)
-        return until_ns
+        self._offenders[network] = (until_ns, doublings, before | which)
+        wide = proven and doublings and network.network not in self._spared
+        return network if wide else single(source), until_ns
 
     def _drop(self, until_ns: int) -> Verdict:
         return Verdict(DROP if self.enforce else WOULD_DROP, until_ns=until_ns)

@@ -163,7 +163,7 @@ class Drain:
                 alert.boot_ns,
                 "block",
                 name,
-                source,
+                address.prefix_text(alert.blocked),
                 ports=None if is_scan else alert.ports,
                 until_ns=alert.until_ns,
                 reason=_reason(alert),

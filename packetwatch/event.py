@@ -10,13 +10,15 @@ import struct
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple, Optional
 
+from packetwatch.address import Prefix, mask
+
 SCAN_SLOTS = 64
 
 #: boot_ns, saddr, daddr, sport, dport, attachment, flags, behind the ring's own 8-byte header.
 #: Ports travel in network byte order, everything else in the host's.
 CONNECTION = struct.Struct("=8xQ16s16s2s2sHBx")
 PROBE = struct.Struct("=8xQ16s16s2s2sHBB")  #: the same, with the TCP flags
-ALERT = struct.Struct(f"=8xQQ16s16sHBBHBB{SCAN_SLOTS}HQ")
+ALERT = struct.Struct(f"=8xQQ16s16sHBBBBBB{SCAN_SLOTS}HQ")
 
 IPV6 = 1 << 0
 ALLOWED = 1 << 1
@@ -62,10 +64,16 @@ class Alert(NamedTuple):
     attachment: int
     flags: int
     block: int  #: NO_BLOCK, BLOCKED, REFUSED (table full) or FROZEN (too many in this minute)
+    length: int  #: bits of the source that the block covers: 128, or of IPv6 those of its network
     rule: int  #: number of the rule that blocks, from 1; NO_RULE or HONEYPOT
     evidence: int  #: index into EVIDENCE
     ports: tuple[int, ...]  #: in the order of their last SYN, oldest first
     closed: tuple[int, ...]  #: those of them that nothing listened on
+
+    @property
+    def blocked(self) -> Prefix:
+        """Whom the block covers."""
+        return Prefix(mask(self.saddr, self.length), self.length)
 
 
 class Notice(NamedTuple):
@@ -117,9 +125,9 @@ def probes(frames: bytes | memoryview) -> Iterator[Probe]:
 
 def alerts(frames: bytes | memoryview) -> Iterator[Alert]:
     """The alerts of a run of ring frames; ports come back oldest first."""
-    for *head, count, rule, evidence, ports, bits in map(_grouped, ALERT.iter_unpack(frames)):
+    for *head, count, length, rule, evidence, ports, bits in map(_grouped, ALERT.iter_unpack(frames)):
         closed = [port for number, port in enumerate(ports[:count]) if bits >> number & 1]
-        yield Alert._make((*head, rule, evidence, tuple(ports[:count][::-1]), tuple(closed[::-1])))
+        yield Alert._make((*head, length, rule, evidence, tuple(ports[:count][::-1]), tuple(closed[::-1])))
 
 
 def _grouped(words: tuple[Any, ...]) -> tuple[Any, ...]:

@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, NamedTuple, Optional
 
 from packetwatch import detection, event, libbpf, marks, program
-from packetwatch.address import Prefix
+from packetwatch.address import BITS, Prefix, is_ipv4, mask
 from packetwatch.metricnames import DROP_REASONS, FAMILIES, IGNORED, MALFORMED
 from packetwatch.ring import Ring
 from packetwatch.rules import Source
 from packetwatch.summary import Fold
 
-_U32 = struct.Struct("=I")
+_U32, _U64 = struct.Struct("=I"), struct.Struct("=Q")
 _PAIR = len(FAMILIES)
 _KEY_BYTES = 16  # of SipHash
 _LIVES = (1 << 32) - 1
@@ -48,6 +48,7 @@ class KernelSettings(NamedTuple):
     fold_burst_ns: int
     seed: int
     lists_generation: int  #: from 1; grows after every change of `local` or `sources`
+    network_mask: bytes  #: the bits that are those of a network of IPv6
     wakeup_mask: int
     ports: int
     observe: int  #: 0 or 1
@@ -55,6 +56,7 @@ class KernelSettings(NamedTuple):
     count_closed: int  #: 0 or 1
     storm: int  #: blocks of unproven sources in a minute; 0: no limit
     proof: int  #: 0 or 1: a source must answer a challenge before a block of it may last
+    network_bits: int  #: so many: whose blocks grow is blocked with the network
     rules: tuple[KernelRule, ...]  #: at most program.RULES
 
     def pack(self) -> bytes:
@@ -173,7 +175,12 @@ class Block(NamedTuple):
     since_ns: int
     dropped: int
     attachment: int
+    length: int = BITS  #: of the prefix whose network the address is
     challenges: int = 0  #: that may still be sent to it
+
+    @property
+    def prefix(self) -> Prefix:
+        return Prefix(self.address, self.length)
 
     def in_force(self, now_ns: int) -> bool:
         return not self.until_ns or now_ns < self.until_ns
@@ -196,7 +203,8 @@ class Kernel:
         self.alerts = Ring(self.maps["alerts"], program.ALERTS_BYTES, event.ALERT.size - 8)
         self.local = LocalTable(self.maps["local"])
         self.sources = SourceTable(self.maps["sources"], self.maps["marks"])
-        self.blocks = BlockTable(self.maps["blocks"])
+        self.blocks = BlockTable(self.maps["blocks"], self.maps["wide_blocks"])
+        self.spared = SparedTable(self.maps["spared"])
         self.rings = (self.connections, self.probes, self.alerts)
 
     def close(self) -> None:
@@ -365,8 +373,18 @@ class Kernel:
                 return found, tuple(map(Reached.of, words))
         return (), ()
 
+    def block_of(self, source: bytes, now_ns: int) -> Optional[Block]:
+        """The block in force of the source alone, or of its network."""
+        found = (self.blocks.get(address) for address in (source, self.network_of(source).network))
+        return next((b for b in found if b is not None and b.prefix.covers(source) and b.in_force(now_ns)), None)
+
+    def network_of(self, source: bytes) -> Prefix:
+        """network_of() of bpf/packetwatch.c."""
+        bits = BITS if is_ipv4(source) else self.settings().network_bits
+        return Prefix(mask(source, bits), bits)
+
     def offender(self, source: bytes) -> Optional[Offender]:
-        value = libbpf.lookup(self.maps["offenders"], source, program.OFFENDER.size)
+        value = libbpf.lookup(self.maps["offenders"], self.network_of(source).network, program.OFFENDER.size)
         return Offender(*program.OFFENDER.unpack(value)) if value is not None else None
 
     def put_network(self, cookie: int) -> None:
@@ -378,7 +396,7 @@ class Kernel:
         return Client(*program.CLIENT.unpack(value)) if value is not None else None
 
     def forget_offences(self, source: bytes) -> None:
-        libbpf.delete(self.maps["offenders"], source)
+        libbpf.delete(self.maps["offenders"], self.network_of(source).network)
 
     def _used(self, name: str, sets: int, way: int) -> int:
         """Above _SETS_READ sets every n-th stands for n: the loop waits for this."""
@@ -449,11 +467,28 @@ class SourceTable:
         return int(dropped) if length == prefix.length else 0
 
 
-class BlockTable:
-    """Sources that scanned."""
+class SparedTable:
+    """Networks that are not blocked as a whole, since somebody in them is allowed."""
 
     def __init__(self, fd: int) -> None:
         self._fd = fd
+
+    def read(self) -> set[bytes]:
+        return set(libbpf.keys(self._fd, 16))
+
+    def add(self, network: bytes) -> None:
+        libbpf.update(self._fd, network, _U32.pack(1))
+
+    def remove(self, network: bytes) -> None:
+        libbpf.delete(self._fd, network)
+
+
+class BlockTable:
+    """Sources that scanned, and networks of those that did so again."""
+
+    def __init__(self, fd: int, wide_fd: int) -> None:
+        self._fd = fd
+        self._wide_fd = wide_fd
 
     def read(self) -> Iterator[Block]:
         for key, value in libbpf.items(self._fd, 16, program.BLOCK.size):
@@ -469,12 +504,29 @@ class BlockTable:
             libbpf.update(self._fd, block.address, program.BLOCK.pack(*block[1:]), libbpf.NOEXIST)
         except FileExistsError:
             return False
+        if block.length < BITS:
+            self._look_for_networks(True)
         return True
 
-    def remove(self, address: bytes) -> Optional[Block]:
+    def remove(self, prefix: Prefix) -> Optional[Block]:
         """The block that was removed."""
-        block = self.get(address)
-        return block if block is not None and libbpf.delete(self._fd, address) else None
+        block = self.get(prefix.network)
+        if block is None or block.length != prefix.length:
+            return None
+        return block if libbpf.delete(self._fd, prefix.network) else None
+
+    def settle(self) -> None:
+        """Spares IPv6 the second look-up where no network is blocked. The kernel half blocks first and says so then:
+        what it blocks meanwhile is seen here, or says so afterwards.
+        """
+        if any(block.length < BITS for block in self.read()):
+            return
+        self._look_for_networks(False)
+        if any(block.length < BITS for block in self.read()):
+            self._look_for_networks(True)
+
+    def _look_for_networks(self, wanted: bool) -> None:
+        libbpf.update(self._wide_fd, _U32.pack(0), _U64.pack(wanted))
 
 
 def _hash(source: bytes, seed: int) -> int:

@@ -10,7 +10,7 @@ import time
 from typing import NamedTuple, Optional
 
 from packetwatch import rules, servers
-from packetwatch.address import Prefix, mask, single
+from packetwatch.address import BITS, Prefix, mask, single
 from packetwatch.kernel import Kernel
 from packetwatch.rules import Entry
 from packetwatch.servers import Server
@@ -41,6 +41,7 @@ class Lists:
         self._ends: dict[Prefix, int] = {}
         self._sources = kernel.sources.read()
         self._local = kernel.local.read()
+        self._spared = kernel.spared.read()
         self._lengths: list[int] = []  # of the prefixes in _sources, longest first
 
     def allow_entries(self) -> list[Entry]:
@@ -89,6 +90,9 @@ class Lists:
         if len(wanted) > _TRIE_ENTRIES_MAX:
             raise OSError(7, f"{len(wanted)} prefixes in the lists, at most {_TRIE_ENTRIES_MAX} fit", "sources")
         removed, changed = rules.difference(self._sources, wanted)
+        spared = rules.spared(wanted, self.settings.block_ipv6_prefix)
+        for network in spared - self._spared:
+            self.kernel.spared.add(network)
         try:
             self._put(removed, changed)
         except OSError:  # half-way: what stands there now is what the next difference begins from
@@ -97,6 +101,9 @@ class Lists:
         finally:
             if removed or changed or self._local != self.host.own:
                 self.kernel.lists_changed()
+        for network in self._spared - spared:
+            self.kernel.spared.remove(network)
+        self._spared = spared
         if removed:
             self.kernel.sources.mark_only(wanted)
         self._local, self._sources = set(self.host.own), wanted
@@ -120,6 +127,10 @@ class Lists:
             if found is not None:
                 return bool(found.flags & (rules.ALLOW | rules.OWN))
         return False
+
+    def reaches(self, block: Prefix) -> bool:
+        """Whether a block of an address or a network would hit somebody who is allowed."""
+        return self.allows(block.network) or (block.length < BITS and block.network in self._spared)
 
     def expired(self, now_ns: int) -> list[Manual]:
         """Takes out the manual blocks whose end has come."""

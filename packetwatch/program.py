@@ -18,7 +18,7 @@ SOURCES = Path(__file__).resolve().parent.parent / "bpf"
 FUNCTION = "packetwatch"
 #: Functions for the root cgroup, of which the first that the kernel takes is used; replay builds have none.
 HANDSHAKES = ("established", "established_anywhere")
-LAYOUT = 3  #: of records and map values; raise it with every change of one
+LAYOUT = 4  #: of records and map values; raise it with every change of one
 ATTACHMENTS = 64
 ATTACHMENT_CELLS = 256
 ATTACHMENT_PROBES = 8
@@ -42,6 +42,8 @@ MAPS = (
     "sources",
     "marks",
     "blocks",
+    "wide_blocks",
+    "spared",
     "trackers",
     "suspects",
     "offenders",
@@ -60,11 +62,11 @@ MAPS = (
     "alerts",
 )
 
-SETTINGS = struct.Struct(f"=QQQQQQQQQQQQIIIIII4xI{RULES * 'QII'}")
+SETTINGS = struct.Struct(f"=QQQQQQQQQQQ16sQIIIIIIII{RULES * 'QII'}")
 ATTACHMENT = struct.Struct("=QQQIHBx6sxx")
 PREFIX_KEY = struct.Struct("=I16s")
 SOURCE = struct.Struct("=QQII")
-BLOCK = struct.Struct("=QQQIi")
+BLOCK = struct.Struct("=QQQHHi")
 TRACKER_HEAD = struct.Struct("=16sQQQIxxxx")  #: saddr, last, blocked, scan, count; the slots follow
 SUSPECT_HEAD = struct.Struct("=16sQIxxxx")
 OFFENDER = struct.Struct("=QQQIIIIII")

@@ -13,7 +13,7 @@ from typing import BinaryIO, NamedTuple
 
 from packetwatch import address, capture, event, libbpf, lists, loader, privileges, program, recorded, rules, sieve
 from packetwatch import thresholds
-from packetwatch.address import Prefix
+from packetwatch.address import BITS, Prefix
 from packetwatch.drain import Drain
 from packetwatch.event import Alert, Batch, Notice
 from packetwatch.kernel import Attachment, Counters, Kernel, KernelSettings
@@ -175,6 +175,8 @@ class Replay:
         """
         own = thresholds.of(self._judging.settings)
         storm = 0 if self._hosts else own.storm
+        if self._hosts:  # which know a source by a hash, that is in no network
+            own = own._replace(network_bits=BITS, network_mask=thresholds.network_mask(BITS))
         return own._replace(seed=_SEED, lists_generation=1, wakeup_mask=(1 << 64) - 1, storm=storm, proof=0)
 
     def _begin_anew(self) -> None:

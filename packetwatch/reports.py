@@ -111,7 +111,7 @@ class Drops:
         return block.dropped - self._told.get(block.address, 0)
 
     def _tell(self, block: Block, since_ns: int, mode: Optional[str]) -> None:
-        name, source = self._ledger.names.get(block.attachment), address.text(block.address)
+        name, source = self._ledger.names.get(block.attachment), address.prefix_text(block.prefix)
         self._say("drop", in_iface=name, source=source, count=self._untold(block), since_ns=since_ns, mode=mode)
 
 

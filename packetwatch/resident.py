@@ -127,6 +127,7 @@ class Resident:
         if names != self._rule_names and self.drain.sinks:
             self.drain.run()  # what the rules till now have found goes under their names
         self._rule_names = names
+        narrowed = self.kernel.settings().network_bits != s.block_ipv6_prefix
         thresholds.put_ports(self.kernel, s)
         self.kernel.apply(
             thresholds.of(s)._replace(
@@ -139,6 +140,8 @@ class Resident:
                 generation=self.folds.generation,
             )
         )
+        if narrowed:
+            self._end_blocks_of_other_networks()
 
     def _name_rule(self, number: int) -> str:
         return thresholds.name_rule(self._rule_names, number)
@@ -151,9 +154,15 @@ class Resident:
         for entry in saved.manual_blocks:
             self.lists.put_block(entry, offset)
         for b in saved.blocks if not self._has_blocks else ():
-            block = Block(b.address, b.until_boot_ns(offset, now), max(0, b.since_wall_ns - offset), 0, 0)
+            block = Block(b.address, b.until_boot_ns(offset, now), max(0, b.since_wall_ns - offset), 0, 0, b.length)
             if block.in_force(now):
                 self._put(block)
+
+    def _end_blocks_of_other_networks(self) -> None:
+        """Those that the kernel half does not look for any more."""
+        for block in list(self.kernel.blocks.read()):
+            if block.length not in (address.BITS, self.settings.block_ipv6_prefix):
+                self.unblock(block.prefix, "block.ipv6_prefix has changed")
 
     def _put(self, block: Block) -> None:
         try:
@@ -216,8 +225,9 @@ class Resident:
         """Allow beats block: who is allowed from now on loses the block that a scan earned."""
         allowed = self.lists.apply()
         for block in list(self.kernel.blocks.read()) if allowed else ():
-            if any(prefix.covers(block.address) for prefix in allowed) and self.lists.allows(block.address):
-                self.unblock(block.address, "allowed")
+            near = any(prefix.covers(block.prefix) or block.prefix.covers(prefix) for prefix in allowed)
+            if near and self.lists.reaches(block.prefix):
+                self.unblock(block.prefix, "allowed")
 
     def put_manual_block(self, entry: state.Manual) -> None:
         """Raises OSError when the kernel's table is full."""
@@ -247,13 +257,13 @@ class Resident:
 
     def clear_blocks(self, reason: str) -> int:
         """Ends every block that a scan earned."""
-        return sum(self.unblock(block.address, reason) for block in list(self.kernel.blocks.read()))
+        return sum(self.unblock(block.prefix, reason) for block in list(self.kernel.blocks.read()))
 
     def forgive(self, since_ns: int) -> None:
         """Ends every block that was earned since then (CLOCK_BOOTTIME), as if it had not been."""
         self.drain.run()
         for block in list(self.kernel.blocks.read()):
-            if block.since_ns >= since_ns and self.unblock(block.address, "not confirmed"):
+            if block.since_ns >= since_ns and self.unblock(block.prefix, "not confirmed"):
                 self.kernel.forget_offences(block.address)
 
     def put_manual_allow(self, entry: state.Manual) -> None:
@@ -318,10 +328,11 @@ class Resident:
         self.unsaved = True
         if alert.until_ns and (not self._next_end_ns or alert.until_ns < self._next_end_ns):
             self._next_end_ns = alert.until_ns
-        if alert.saddr in self._ended:  # our sweep may have hit the new block instead of the old one
-            self._put(Block(alert.saddr, alert.until_ns, alert.boot_ns, 0, alert.attachment))
-        if self.lists.allows(alert.saddr):  # since a moment ago: the kernel half did not know yet
-            self.unblock(alert.saddr, "allowed")
+        network, length = alert.blocked
+        if network in self._ended:  # our sweep may have hit the new block instead of the old one
+            self._put(Block(network, alert.until_ns, alert.boot_ns, 0, alert.attachment, length))
+        if self.lists.reaches(alert.blocked):  # since a moment ago: the kernel half did not know yet
+            self.unblock(alert.blocked, "allowed")
 
     # once a second
 
@@ -369,15 +380,17 @@ class Resident:
                     self._next_end_ns = block.until_ns
             else:
                 self._ended.add(block.address)
-                self.unblock(block.address, "expired")
+                self.unblock(block.prefix, "expired")
 
-    def unblock(self, source: bytes, reason: str) -> bool:
+    def unblock(self, source: Prefix, reason: str) -> bool:
         """Ends a block that a scan earned; False where there is none."""
         block = self.kernel.blocks.remove(source)
         if block is None:
             return False
+        if block.length < address.BITS:
+            self.kernel.blocks.settle()
         self.drops.end(block, self.shown_mode())
-        self.say("unblock", source=address.text(source), reason=reason, mode=self.shown_mode())
+        self.say("unblock", source=address.prefix_text(source), reason=reason, mode=self.shown_mode())
         self.unsaved = True
         return True
 
@@ -406,7 +419,7 @@ class Resident:
         self._saved_ns = clock.boot_ns()
         offset = clock.wall_offset_ns()
         blocks = tuple(
-            state.SavedBlock(b.address, b.until_ns + offset if b.until_ns else 0, max(0, b.since_ns + offset))
+            state.SavedBlock(b.address, b.until_ns + offset if b.until_ns else 0, max(0, b.since_ns + offset), b.length)
             for b in self.kernel.blocks.read()
         )
         saved = state.Saved(

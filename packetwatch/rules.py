@@ -122,6 +122,17 @@ def _later(one: Optional[Entry], other: Entry) -> Entry:
     return one if not one.until_ns or one.until_ns >= other.until_ns else other
 
 
+def spared(sources: Mapping[Prefix, Source], bits: int) -> set[bytes]:
+    """The IPv6 networks of so many bits with an allowed address, and one that may be judged."""
+    lengths = sorted({prefix.length for prefix in sources if prefix.length <= bits}, reverse=True)
+    inside = (item for item in sources.items() if item[0].length > bits and not item[0].is_ipv4)
+    return {
+        mask(prefix.network, bits)
+        for prefix, source in inside
+        if (source.flags | _longest(sources, prefix.network, lengths).flags) & (ALLOW | OWN)
+    }
+
+
 def difference(old: Mapping[Prefix, Source], new: Mapping[Prefix, Source]) -> Difference:
     """What turns ``old`` into ``new``; see Difference for the order of its use."""
     return Difference(
@@ -136,11 +147,13 @@ def _length(prefix: Prefix) -> int:
 
 def lookup(sources: Mapping[Prefix, Source], address: bytes) -> Source:
     """The longest match, as the kernel finds it."""
-    for length in range(BITS, -1, -1):
-        found = sources.get(Prefix(mask(address, length), length))
-        if found is not None:
-            return found
-    return NOTHING
+    return _longest(sources, address, range(BITS, -1, -1))
+
+
+def _longest(sources: Mapping[Prefix, Source], address: bytes, lengths: Iterable[int]) -> Source:
+    """Of these lengths, longest first."""
+    chain = (sources.get(Prefix(mask(address, length), length)) for length in lengths)
+    return next((found for found in chain if found is not None), NOTHING)
 
 
 def covered(entries: Iterable[Entry], prefix: Prefix) -> list[Entry]:

@@ -154,6 +154,10 @@ class Settings:
         "block.proof", "challenge", choice("challenge", "none"),
         "What a source must do before a block of it lasts longer than a minute: complete a handshake with us where it "
         "had tried a closed port, so that nobody has forged it (challenge), or nothing.")
+    block_ipv6_prefix: int = _row(
+        "block.ipv6_prefix", "64", whole(48, 128),
+        "An IPv6 source whose blocks grow is blocked with its network of so many bits, unless somebody in it is "
+        "allowed. 128: always alone.")
     block_storm: int = _row(
         "block.storm", "100", whole(0, 1_000_000),
         "New blocks in a minute above which no more are made until it is over, but of sources that have answered a "

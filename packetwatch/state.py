@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any, NamedTuple, Optional, TypeVar
 
 from packetwatch import address
-from packetwatch.address import Prefix
+from packetwatch.address import BITS, Prefix
 
 T = TypeVar("T")
 
-VERSION = 1
+VERSION = 2
+_KNOWN = (1, VERSION)  #: in the first, blocks are of single addresses
 _INPUTS, _SERVERS = "last-good.json", "servers.json"
 _BYTES_MAX = 192 * 1024 * 1024  # table.blocks at its most takes half of it
 #: Whatever stands there instead of a file, a start neither hangs at it nor writes elsewhere.
@@ -35,6 +36,7 @@ class SavedBlock(NamedTuple):
     address: bytes
     until_wall_ns: int
     since_wall_ns: int
+    length: int = BITS  #: of the prefix whose network the address is
 
     def until_boot_ns(self, wall_offset_ns: int, now_ns: int) -> int:
         """Its end as CLOCK_BOOTTIME. A clock that is behind, as at a boot without a battery, does not prolong it."""
@@ -75,7 +77,10 @@ def encode(saved: Saved) -> bytes:
     return json.dumps(
         {
             "version": VERSION,
-            "blocks": [[address.text(b.address), b.until_wall_ns, b.since_wall_ns] for b in saved.blocks],
+            "blocks": [
+                [address.prefix_text(Prefix(b.address, b.length)), b.until_wall_ns, b.since_wall_ns]
+                for b in saved.blocks
+            ],
             "manual_blocks": [manual_row(entry) for entry in saved.manual_blocks],
             "manual_allow": [manual_row(entry) for entry in saved.manual_allow],
             "mode": saved.mode,
@@ -84,18 +89,23 @@ def encode(saved: Saved) -> bytes:
 
 
 def decode(text: bytes) -> Saved:
-    """Raises ValueError for whatever `encode` of this version could not have written."""
+    """Raises ValueError for whatever `encode` of this version, or one before, could not have written."""
     try:
         data = json.loads(text)
-        if data["version"] != VERSION:
+        if data["version"] not in _KNOWN:
             raise ValueError(f"version {data['version']!r}, this Packetwatch knows {VERSION}")
         if data["mode"] not in (None, "enforce", "observe"):
             raise ValueError("an unknown mode")
-        blocks = tuple(SavedBlock(address.parse(a), wall_time(u), wall_time(s)) for a, u, s in data["blocks"])
+        blocks = tuple(_block(*row) for row in data["blocks"])
         by_hand, allowed = (tuple(map(manual, data[name])) for name in ("manual_blocks", "manual_allow"))
         return Saved(blocks, by_hand, allowed, data["mode"])
     except (KeyError, TypeError, AttributeError, RecursionError) as fault:
         raise ValueError(f"not a state file: {fault!r}") from None
+
+
+def _block(source: str, until: Any, since: Any) -> SavedBlock:
+    network, length = address.parse_prefix(source)
+    return SavedBlock(network, wall_time(until), wall_time(since), length)
 
 
 def manual_row(entry: Manual) -> list[Any]:

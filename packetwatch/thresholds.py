@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from packetwatch import detection
+from packetwatch import address, detection
 from packetwatch.event import HONEYPOT
 from packetwatch.kernel import Kernel, KernelRule, KernelSettings
 from packetwatch.kinds import rule_text, spread
@@ -32,6 +32,8 @@ def of(s: Settings) -> KernelSettings:
         fold_burst_ns=0,
         seed=0,
         lists_generation=1,
+        network_bits=s.block_ipv6_prefix,
+        network_mask=network_mask(s.block_ipv6_prefix),
         wakeup_mask=0,
         ports=s.scan_ports,
         observe=int(s.mode == "observe"),
@@ -41,6 +43,11 @@ def of(s: Settings) -> KernelSettings:
         proof=int(s.block_proof == "challenge"),
         rules=tuple(KernelRule(rule.window_ns, rule.ports, int(rule.closed)) for rule in rules),
     )
+
+
+def network_mask(bits: int) -> bytes:
+    """So many bits set, the rest not."""
+    return address.mask(b"\xff" * address.SIZE, bits)
 
 
 def first_block_ns(s: Settings) -> int:

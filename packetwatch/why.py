@@ -8,6 +8,7 @@ from typing import Any, Optional
 
 from packetwatch import address, clock, detection, rules, thresholds
 from packetwatch.address import BITS, Prefix
+from packetwatch.event import Notice
 from packetwatch.kernel import Client, Reached, Track
 from packetwatch.kinds import duration_text, rule_text
 from packetwatch.resident import Resident
@@ -18,7 +19,7 @@ def why(resident: Resident, source: bytes) -> dict[str, Any]:
     """Times are wall time; `evidence` is none where nothing is known, else seen, proven or established."""
     offset = clock.wall_offset_ns()
     track = resident.kernel.track(source)
-    history = [fields(notice, offset) for notice in resident.drain.history.of(address.text(source))]
+    history = [fields(notice, offset) for notice in _history(resident, source)]
     allowed, blocks = _allowed(resident, source), list(_blocks(resident, source, offset))
     offences = _offences(resident, source, offset)
     client = resident.kernel.client(source)
@@ -46,6 +47,13 @@ def _evidence(client: Optional[Client], offences: Optional[dict[str, Any]], know
     return "seen" if known else "none"
 
 
+def _history(resident: Resident, source: bytes) -> list[Notice]:
+    """Of the source, and of its network as a whole."""
+    prefixes = dict.fromkeys((Prefix(source, BITS), resident.kernel.network_of(source)))
+    found = [each for prefix in prefixes for each in resident.drain.history.of(address.prefix_text(prefix))]
+    return sorted(found, key=lambda each: each.boot_ns)
+
+
 def _verdict(resident: Resident, allowed: list[dict[str, str]], blocks: list[dict[str, Any]]) -> str:
     beaten = allowed and not any(block["beats_allow"] for block in blocks)
     if beaten:
@@ -62,11 +70,12 @@ def _allowed(resident: Resident, source: bytes) -> list[dict[str, str]]:
 
 def _blocks(resident: Resident, source: bytes, offset: int) -> Iterator[dict[str, Any]]:
     now = clock.boot_ns()
-    block = resident.kernel.blocks.get(source)
-    if block is not None and block.in_force(now):
-        last = resident.drain.history.block(address.text(source))
+    block = resident.kernel.block_of(source, now)
+    if block is not None:
+        name = address.prefix_text(block.prefix)
+        last = resident.drain.history.block(name)
         yield {
-            "prefix": address.text(source),
+            "prefix": name,
             "reason": last.reason if last else "port scan",
             "rule": last.rule if last else None,
             "since": clock.rfc3339(block.since_ns + offset),

@@ -39,6 +39,8 @@ SETTINGS = KernelSettings(
     fold_burst_ns=0,
     seed=0x1234567,
     lists_generation=1,
+    network_bits=128,
+    network_mask=b"\xff" * 16,
     wakeup_mask=0,
     ports=3,
     observe=0,
@@ -56,7 +58,7 @@ SUSPECT_SET = 8 + 4 * (SUSPECT_HEAD + 8 * detection.SUSPECT_SLOTS)
 VERIFIED = range(10_000, 400_000)
 KEY_BYTES = {
     **dict.fromkeys(("local", "sources"), program.PREFIX_KEY.size),
-    **dict.fromkeys(("blocks", "offenders", "clients"), 16),
+    **dict.fromkeys(("blocks", "spared", "offenders", "clients"), 16),
     **dict.fromkeys(("folds_by_source", "folds_by_port"), program.FOLD_KEY.size),
 }
 
@@ -148,6 +150,7 @@ class Rig:
         empty_array(kernel, "storm", 1, 16)
         empty_array(kernel, "challenge_rate", 1, 8 * libbpf.possible_cpus())
         kernel.allow_looks(0)
+        empty_array(kernel, "wide_blocks", 1, 8)
         kernel.put_ports((), ())
         empty_array(kernel, "attachments", program.ATTACHMENT_CELLS, program.ATTACHMENT.size)
         empty_array(kernel, "folds_by_interface", program.ATTACHMENTS * 2, 16 * libbpf.possible_cpus())

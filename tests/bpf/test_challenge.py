@@ -8,7 +8,7 @@ import struct
 
 import pytest
 
-from packetwatch import address, detection, event, libbpf, program, rules
+from packetwatch import address, detection, event, libbpf, program, rules, thresholds
 from tests import frames as f
 from tests.bpf import harness, traffic
 from tests.bpf.harness import DROP, PASS, SECOND, TX
@@ -221,7 +221,7 @@ def test_an_answer_without_a_challenge_proves_nothing(host):
     host.kernel.forget_offences(address.parse(A))
     host.run(answer(A, 443, 40000, cookie))
     assert offender(host, A) is None
-    host.kernel.blocks.remove(address.parse(A))
+    host.kernel.blocks.remove(address.parse_prefix(A))
     host.at(START + SECOND)
     scan(host, A, 4, 5, 6)
     host.run(answer(A, 443, 40000, cookie))
@@ -406,6 +406,22 @@ def test_random_proofs_have_the_oracles_blocks(host, seed):
                 prove(host, source)
                 guard.prove(packed)
         if chance.random() < 0.2:
-            host.kernel.blocks.remove(packed)
-            guard.blocks.pop(packed, None)
+            host.kernel.blocks.remove(address.single(packed))
+            guard.blocks.pop(address.single(packed), None)
     assert evidence == {0, 1}
+
+
+def test_a_network_is_blocked_only_where_somebody_in_it_has_answered(host):
+    """Whoever forges addresses of a network does not have all of it blocked, nor any for longer than a minute."""
+    host.change(network_bits=64, network_mask=thresholds.network_mask(64), rules=RULES)
+    one, two, three = (f"2001:db8:7::{number}" for number in (1, 2, 3))
+    scan(host, one)
+    scan(host, two, 4, 5, 6)
+    assert [(alert.length, alert.until_ns) for alert in host.scans()] == [(128, START + 60 * SECOND)] * 2
+    prove(host, two)
+    scan(host, three, 7, 8, 9)
+    alert, = host.scans()
+    assert (alert.length, alert.until_ns) == (64, START + 240 * SECOND)
+    assert alert.evidence == event.EVIDENCE.index("proven")
+    host.at(START + 120 * SECOND)
+    assert traffic.send(host, one, 10) == traffic.send(host, "2001:db8:7::4", 10) == [DROP]

@@ -13,7 +13,7 @@ import os
 import pytest
 
 from packetwatch import event, rules
-from packetwatch.address import parse
+from packetwatch.address import parse, single
 from tests.bpf import traffic
 from tests.bpf.harness import DROP, PASS, SECOND
 
@@ -80,7 +80,7 @@ def test_distinct_ports_from_two_cpus_make_one_scan(host, ports):
             passed = traffic.ports(host.records())
             assert (scan.saddr, scan.block) == (parse(source), event.BLOCKED)
             assert sorted(scan.ports) == sorted(passed) and len(set(passed)) == ports
-            assert host.kernel.blocks.remove(parse(source)).dropped == ports + 1
+            assert host.kernel.blocks.remove(single(parse(source))).dropped == ports + 1
     assert sum(host.counters().scans) == ROUNDS
 
 
@@ -97,7 +97,7 @@ def test_ports_hammered_from_two_cpus_make_one_scan(host, ports):
             scan, = host.scans()
             passed = set(traffic.ports(host.records()))
             assert set(scan.ports) == passed and len(passed) == ports
-            block = host.kernel.blocks.remove(parse(source))
+            block = host.kernel.blocks.remove(single(parse(source)))
             assert block.until_ns == scan.until_ns
             dropped += block.dropped
     assert host.counters().dropped[0] == dropped

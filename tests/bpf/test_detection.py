@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from packetwatch import address, detection, event, libbpf, program, rules
+from packetwatch import address, detection, event, libbpf, program, rules, thresholds
 from packetwatch.address import parse, parse_prefix
 from packetwatch.kernel import Block
 from tests import frames as f
@@ -37,7 +37,7 @@ def outcome(host, source, port):
     if scans:
         scan, = scans
         assert scan.saddr == parse(source) and scan.boot_ns == host.time_ns and verdict == PASS
-        return detection.Verdict(detection.SCAN, scan.ports, scan.until_ns, scan.rule)
+        return detection.Verdict(detection.SCAN, scan.ports, scan.until_ns, scan.rule, scan.length)
     if verdict == DROP:
         return detection.Verdict(detection.DROP)
     would = records[0][6] & event.WOULD_DROP
@@ -84,7 +84,8 @@ def test_random_rules_have_the_oracles_verdicts(host, seed, count_closed):
     chance = random.Random(f"{seed} {count_closed}")
     ports = chance.choice((2, 3, 8, 40))
     several = ((8 * SECOND, SECOND, SECOND), (0, SECOND, SECOND), (WINDOW, 2 * SECOND, SECOND))
-    lengths = detection.Blocks(*chance.choice(several), chance.choice((SECOND, WINDOW)))
+    bits = chance.choice((48, 64, 100, 128))
+    lengths = detection.Blocks(*chance.choice(several), chance.choice((SECOND, WINDOW)), False, bits)
     block_rules = [
         detection.Rule(chance.randint(1, 16 if closed else 64), closed, WINDOW * chance.choice((1, 3, 15)) // 3)
         for closed in chance.choices((False, True, True), k=chance.choice((0, 1, 7)))
@@ -93,13 +94,27 @@ def test_random_rules_have_the_oracles_verdicts(host, seed, count_closed):
     numbers = [chance.randrange(65536) for _ in range(24)]
     open_ports = set(numbers[: chance.choice((0, 8, 16))])
     host.kernel.put_ports(open_ports, ())
-    longest, first, opened, forget_ns, _ = lengths
+    longest, first, opened, forget_ns, *_ = lengths
     host.settings(ports=ports, window_ns=WINDOW, block_ns=longest, first_ns=first, open_ns=opened, forget_ns=forget_ns,
-                  rules=block_rules, count_closed=int(count_closed))
-    guard = detection.Guard(detection.Detector(ports, WINDOW, 64, block_rules, count_closed), lengths)
+                  rules=block_rules, count_closed=int(count_closed), network_bits=bits,
+                  network_mask=thresholds.network_mask(bits))
+    listed = spare(host, chance.sample((D, "2001:db8:0:1::/112", "2001:db8::/32", A), chance.choice((0, 1))), bits)
+    guard = detection.Guard(detection.Detector(ports, WINDOW, 64, block_rules, count_closed), lengths, True, listed)
     steps = (0, 1, TICK, TICK - 1, -TICK, WINDOW // 20, WINDOW // 3, WINDOW // 3 - TICK)
-    assert walk(host, guard, chance, (A, C), numbers, steps, 1200, open_ports) > {0}
+    hosts = (A, C, "2001:db8::", "2001:db8:0:1::7:7") if seed % 2 else (A, C)
+    assert walk(host, guard, chance, hosts, numbers, steps, 1200, open_ports) > {0}
     assert host.counters().evicted == host.counters().suspects_evicted == 0
+
+
+def spare(host, allowed, bits):
+    """Allows these, and says so of their networks; returns the list in force."""
+    listed = rules.effective([], [rules.Entry(parse_prefix(text), rules.CONFIG) for text in allowed], [])
+    for prefix, source in listed.items():
+        host.kernel.sources.put(prefix, source)
+    for network in rules.spared(listed, bits):
+        host.kernel.spared.add(network)
+    host.kernel.lists_changed()
+    return listed
 
 
 @pytest.mark.parametrize("seed", range(3))
@@ -201,7 +216,8 @@ def test_the_record_of_a_scan_is_complete(host):
     scan, = host.scans()
     flags, ports = event.IPV6 | event.SCAN, (80, 81, 82)
     assert scan == event.Alert(
-        START, START + HOUR, parse(C), parse(traffic.HOST6), 0, flags, event.BLOCKED, event.NO_RULE, 0, ports, ports
+        START, START + HOUR, parse(C), parse(traffic.HOST6), 0, flags, event.BLOCKED, 128, event.NO_RULE, 0, ports,
+        ports,
     )
     assert traffic.ports(host.records()) == [80, 81, 82]
     assert host.counters().scans == (0, 1)
@@ -240,14 +256,14 @@ def test_after_its_block_a_source_starts_afresh_and_can_be_blocked_again(host):
 def test_a_removed_block_lets_the_source_in_once_no_cpu_can_be_late(host):
     send(host, A, 80, 81, 82)
     host.at(START + RACE)
-    assert host.kernel.blocks.remove(parse(A)).until_ns == START + HOUR
+    assert host.kernel.blocks.remove(parse_prefix(A)).until_ns == START + HOUR
     assert send(host, A, 80, 81) == [PASS, PASS]
 
 
 def test_a_late_cpu_is_blocked_before_the_block_stands(host):
     """As if another CPU had taken the lock, found the scan and not yet written the block."""
     send(host, A, 80, 81, 82)
-    host.kernel.blocks.remove(parse(A))
+    host.kernel.blocks.remove(parse_prefix(A))
     host.at(START + RACE - 1)
     assert send(host, A, 83) == [DROP]
     host.at(START + RACE)
@@ -286,7 +302,7 @@ def test_enforce_after_observe_drops_whom_the_table_holds(host):
     host.settings(observe=1)
     send(host, A, 80, 81, 82)
     send(host, B, 80, 81, 82)
-    host.kernel.blocks.remove(parse(B))
+    host.kernel.blocks.remove(parse_prefix(B))
     host.at(START + RACE)
     host.settings(observe=0)
     assert send(host, A, 80) == [DROP] and send(host, B, 80) == [PASS]
@@ -312,7 +328,7 @@ def test_an_allowed_source_passes_once_its_block_is_taken_away(host):
     send(host, A, 80, 81, 82)
     host.source(A, rules.ALLOW)
     assert send(host, A, 83) == [DROP]
-    host.kernel.blocks.remove(parse(A))
+    host.kernel.blocks.remove(parse_prefix(A))
     assert send(host, A, 83) == [PASS]
     assert host.records()[-1][6] == event.ALLOWED | event.CLOSED
 
@@ -550,6 +566,108 @@ def test_ports_known_as_open_are(host):
     send(host, C, 65535, 9)
     states = [record[6] & (event.OPEN | event.CLOSED) for record in host.records()]
     assert states == [event.OPEN] * 4 + [event.CLOSED]
+
+
+NETWORK, ANOTHER = "2001:db8:7::", "2001:db8:8::"
+
+
+def closed_twice(host, bits):
+    """Two closed ports are an offence, and networks of so many bits one offender."""
+    mask = thresholds.network_mask(bits)
+    host.settings(rules=[(2, True, WINDOW)], ports=64, block_ns=HOUR, first_ns=SECOND, network_bits=bits,
+                  network_mask=mask)
+
+
+def blocked(host):
+    return {address.prefix_text(each.prefix) for each in host.kernel.blocks.read()}
+
+
+def test_who_hops_within_a_network_is_blocked_with_it(host):
+    closed_twice(host, 64)
+    assert send(host, NETWORK + "1", 80, 81, 82) == [PASS, PASS, DROP]
+    assert send(host, NETWORK + "2", 83, 84) == [PASS, PASS]
+    first, second = host.scans()
+    assert (first.length, first.until_ns) == (128, START + SECOND)
+    assert (second.length, second.until_ns, second.block) == (64, START + 2 * SECOND, event.BLOCKED)
+    assert address.prefix_text(second.blocked) == NETWORK + "/64"
+    assert blocked(host) == {NETWORK + "1", NETWORK + "/64"}
+    for last in ("2", "3", "ffff:ffff:ffff:ffff", ""):
+        assert send(host, NETWORK + last, 90) == [DROP]
+    assert send(host, ANOTHER + "1", 80) == [PASS] == send(host, "2001:db8:7:1::1", 80) == send(host, A, 80)
+    assert host.kernel.blocks.get(parse(NETWORK)).dropped == 4
+    host.at(START + 2 * SECOND)
+    assert send(host, NETWORK + "3", 80) == [PASS]
+
+
+def test_several_of_a_network_who_try_the_same_ports_are_blocked_each(host):
+    """As where a service of this host is down."""
+    closed_twice(host, 64)
+    for last in "123":
+        send(host, NETWORK + last, 80, 81)
+    assert [(scan.length, scan.until_ns) for scan in host.scans()] == [(128, START + SECOND)] * 3
+
+
+def test_two_networks_are_two_offenders(host):
+    closed_twice(host, 64)
+    for number, network in enumerate((NETWORK, ANOTHER)):
+        send(host, network + "1", 80 + 2 * number, 81 + 2 * number)
+    assert [(scan.length, scan.until_ns) for scan in host.scans()] == [(128, START + SECOND)] * 2
+
+
+def test_with_128_bits_each_address_is_by_itself(host):
+    closed_twice(host, 128)
+    for number in (1, 2, 3):
+        send(host, f"{NETWORK}{number}", 80 + 2 * number, 81 + 2 * number)
+    assert {(scan.length, scan.until_ns) for scan in host.scans()} == {(128, START + SECOND)}
+    host.at(START + SECOND)
+    send(host, NETWORK + "1", 90, 91)
+    assert [(scan.length, scan.until_ns) for scan in host.scans()] == [(128, START + 3 * SECOND)]
+    assert send(host, NETWORK + "4", 80) == [PASS]
+
+
+def test_ipv4_has_no_networks(host):
+    closed_twice(host, 48)
+    for port, source in ((80, A), (82, B), (84, A)):
+        host.at(host.time_ns + 2 * SECOND)
+        send(host, source, port, port + 1)
+    assert [scan.length for scan in host.scans()] == [128] * 3
+    assert send(host, "192.0.2.77", 80) == [PASS]
+
+
+def test_a_network_in_which_somebody_is_allowed_is_never_blocked(host):
+    closed_twice(host, 64)
+    spare(host, [NETWORK + "aaaa"], 64)
+    for number in (1, 2, 3):
+        send(host, f"{NETWORK}{number}", 80 + 2 * number, 81 + 2 * number)
+    assert [(scan.length, scan.until_ns) for scan in host.scans()] == [
+        (128, START + SECOND), (128, START + 2 * SECOND), (128, START + 4 * SECOND)
+    ]
+    assert send(host, NETWORK + "3", 90) == [DROP] and send(host, NETWORK + "aaaa", 80, 81, 82) == [PASS] * 3
+
+
+def test_the_block_of_a_networks_first_address_becomes_that_of_the_network(host):
+    closed_twice(host, 64)
+    send(host, NETWORK, 80, 81)
+    assert send(host, NETWORK + "1", 82, 83, 84) == [PASS, PASS, DROP]
+    assert blocked(host) == {NETWORK + "/64"} and send(host, NETWORK, 80) == [DROP]
+
+
+def test_once_no_network_is_blocked_nobody_looks_for_one(host):
+    def looks():
+        return any(libbpf.lookup(host.kernel.maps["wide_blocks"], bytes(4), 8))
+
+    closed_twice(host, 64)
+    send(host, NETWORK + "1", 80, 81)
+    assert not looks()
+    send(host, NETWORK + "2", 82, 83)
+    host.kernel.blocks.settle()
+    assert looks() and send(host, NETWORK + "3", 80) == [DROP]
+    assert host.kernel.blocks.remove(parse_prefix(NETWORK)) is None
+    assert host.kernel.blocks.remove(parse_prefix(NETWORK + "/64")).length == 64
+    host.kernel.blocks.settle()
+    assert not looks() and send(host, NETWORK + "3", 80) == [PASS]
+    host.kernel.blocks.put(Block(parse(NETWORK), 0, START, 0, 0, 64))
+    assert looks() and send(host, NETWORK + "4", 80) == [DROP]
 
 
 def test_a_storm_of_blocks_is_frozen_until_its_minute_is_over(host):

@@ -8,7 +8,7 @@ import sys
 
 import pytest
 
-from packetwatch import detection, event, kernel, libbpf, marks, metricnames, program, rules
+from packetwatch import address, detection, event, kernel, libbpf, marks, metricnames, program, rules
 from tests import frames as f
 from tests.bpf import harness
 
@@ -17,13 +17,14 @@ STRUCTS = {
     "settings": (
         program.SETTINGS, 0,
         "window_ns block_ns first_ns open_ns forget_ns keep_ns suspect_ns fold_interval_ns fold_burst_ns seed "
-        "lists_generation wakeup_mask ports observe generation count_closed storm proof rule_count "
+        "lists_generation network_mask wakeup_mask ports observe generation count_closed storm proof network_bits "
+        "rule_count "
         + " ".join(f"rules[{i}].{name}" for i in range(program.RULES) for name in kernel.KernelRule._fields)
     ),
     "attachment": (program.ATTACHMENT, 0, "fold_ns probe_ns last_ns ifindex id flags mac"),
     "prefix_key": (program.PREFIX_KEY, 0, "length network"),
     "source": (program.SOURCE, 0, "until_ns dropped flags length"),
-    "block": (program.BLOCK, 0, "until_ns since_ns dropped attachment challenges"),
+    "block": (program.BLOCK, 0, "until_ns since_ns dropped attachment length challenges"),
     "fold_key": (program.FOLD_KEY, 0, "saddr dport attachment generation"),
     "fold": (program.FOLD, 0, "count since_ns"),
     "offender": (program.OFFENDER, 0, "until_ns proven_ns ports count doublings unanswered wrong life contested"),
@@ -31,7 +32,8 @@ STRUCTS = {
     "client": (program.CLIENT, 0, "first_ns last_ns"),
     "connection_event": (event.PROBE, 8, "boot_ns saddr daddr sport dport attachment flags tcp_flags"),
     "alert_event": (
-        event.ALERT, 8, "boot_ns until_ns saddr daddr attachment flags block port_count rule evidence ports closed"
+        event.ALERT, 8,
+        "boot_ns until_ns saddr daddr attachment flags block port_count length rule evidence ports closed"
     ),
 }
 _SINGLE = [1] * (len(kernel.Counters._fields) - len(kernel._WIDTHS))
@@ -73,6 +75,7 @@ CONSTANTS = {
     "CLIENTS": program.CLIENTS,
     "OFFENDERS": program.OFFENDERS,
     "PORT_BYTES": program.PORT_BYTES,
+    "ADDRESS_BITS": address.BITS,
     "SCAN_SLOTS": event.SCAN_SLOTS,
     "ATTACHMENTS": program.ATTACHMENTS,
     "ATTACHMENT_CELLS": program.ATTACHMENT_CELLS,
@@ -183,6 +186,8 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "sources": (program.PREFIX_KEY.size, program.SOURCE.size),
         "marks": (4, marks.SIZE),
         "blocks": (16, program.BLOCK.size),
+        "wide_blocks": (4, 8),
+        "spared": (16, 4),
         "trackers": (4, harness.TRACKER_SET),
         "suspects": (4, harness.SUSPECT_SET),
         "offenders": (16, program.OFFENDER.size),

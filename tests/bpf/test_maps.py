@@ -52,8 +52,8 @@ def test_blocks_are_put_read_and_removed(rig):
     assert all(rig.kernel.blocks.put(block) for block in blocks)
     assert sorted(rig.kernel.blocks.read()) == sorted(blocks)
     assert rig.kernel.blocks.get(blocks[5].address) == blocks[5]
-    assert rig.kernel.blocks.remove(blocks[5].address) == blocks[5]
-    assert rig.kernel.blocks.remove(blocks[5].address) is None and rig.kernel.blocks.get(blocks[5].address) is None
+    assert rig.kernel.blocks.remove(blocks[5].prefix) == blocks[5]
+    assert rig.kernel.blocks.remove(blocks[5].prefix) is None and rig.kernel.blocks.get(blocks[5].address) is None
 
 
 def test_settings_are_read_back(rig):

@@ -32,7 +32,7 @@ class Maps:
 
     def __init__(self, resident):
         self.fds = resident.maps()
-        self.blocks = BlockTable(self.fds["blocks"])
+        self.blocks = BlockTable(self.fds["blocks"], self.fds["wide_blocks"])
         self.sources = SourceTable(self.fds["sources"], self.fds["marks"])
 
     def close(self):

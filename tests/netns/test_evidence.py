@@ -146,6 +146,85 @@ def test_decoys_end_together_as_they_began(watched, wire):
     assert len(drops) <= 6 and sum(each["count"] for each in drops) == watch.ledger()["connections_dropped"] == 21 * 8
 
 
+HOPPED = "2001:db8:5:7::"
+HOPS = "block.first = 20s\nblock.proof = none"
+
+
+def hop(watch, wire):
+    """Two sources of a network, one after the other: its block, and somebody else in there."""
+    wire.knock(HOPPED + "1", 5, 6, 7)
+    assert length_s(watch.record("block", src_ip=HOPPED + "1")) == 20
+    wire.knock(HOPPED + "2", 8, 9, 10)
+    block = watch.record("block", src_ip=HOPPED + "/64")
+    assert watch.record("scan", src_ip=HOPPED + "2") and wire.knock(HOPPED + "3", 11) == [SILENT]
+    return block, HOPPED + "3"
+
+
+def listed(watch):
+    return {row["prefix"] for row in watch.answer("block", "list")}
+
+
+def test_who_hops_within_an_ipv6_network_is_blocked_with_it(watched, wire):
+    watch = watched(HOPS)
+    block, other = hop(watch, wire)
+    assert (length_s(block), block["rule"], block["reason"]) == (40, "scan:closed", "port scan")
+    assert listed(watch) == {HOPPED + "1", HOPPED + "/64"}
+    answer = watch.answer("why", other)
+    assert answer["verdict"] == "blocked" and [row["prefix"] for row in answer["blocked_by"]] == [HOPPED + "/64"]
+    assert (answer["offences"]["count"], answer["blocked_by"][0]["dropped"]) == (2, 1)
+    assert [record["src_ip"] for record in answer["history"]] == [HOPPED + "/64"]
+    assert wire.knock("2001:db8:5:8::1", 9) == [CLOSED]
+    assert watch.command("block", "remove", other).returncode != 0
+    assert "Removed 1 block" in watch.done("block", "remove", HOPPED + "/64")
+    assert watch.record("unblock", src_ip=HOPPED + "/64")["reason"] == "removed by hand"
+    assert watch.record("drop", src_ip=HOPPED + "/64")["count"] == 1
+    assert wire.knock(other, 9) == [CLOSED] and listed(watch) == {HOPPED + "1"}
+
+
+def test_an_ipv6_network_is_let_in_with_who_is_allowed_there_and_spared_from_then_on(watched, wire):
+    watch = watched(HOPS)
+    _, other = hop(watch, wire)
+    watch.done("allow", "add", HOPPED + "a")
+    assert watch.record("unblock", src_ip=HOPPED + "/64")["reason"] == "allowed"
+    assert wire.knock(other, 12, 13, 14, 15) == [CLOSED] * 3 + [SILENT]
+    assert length_s(watch.record("block", src_ip=other)) == 80
+    assert wire.knock(HOPPED + "a", *range(20, 30)) == [CLOSED] * 10
+    assert listed(watch) == {HOPPED + "1", other}
+
+
+def test_whoever_shares_the_network_of_this_host_is_blocked_alone(watched, wire):
+    watch = watched(HOPS)
+    for last in (0xAA, 0xAB):
+        wire.outside.ip(f"address add 2001:db8::{last:x}/64 dev v1 nodad")
+        wire.knock(f"2001:db8::{last:x}", last, last + 10, last + 20)
+        watch.record("block", src_ip=f"2001:db8::{last:x}")
+    assert listed(watch) == {"2001:db8::aa", "2001:db8::ab"}
+
+
+def test_a_network_must_answer_a_challenge_before_it_is_blocked(watched, wire):
+    watch = watched("block.first = 20s\nxdp.mode = generic")  # out of a native veth no challenge comes
+    for number in (1, 2):
+        wire.knock(f"{HOPPED}{number}", *range(10 * number, 10 * number + 3))
+        assert length_s(watch.record("block", src_ip=f"{HOPPED}{number}")) == 20
+    wire.knock(HOPPED + "2", 30)
+    wait_for(lambda: watch.answer("why", HOPPED + "3")["evidence"] == "proven", "the answer of another one in there")
+    wire.knock(HOPPED + "3", 40, 41, 42)
+    assert length_s(watch.record("block", src_ip=HOPPED + "/64")) == 80
+
+
+def test_blocks_of_networks_outlast_a_stop_and_end_with_another_length(watched, wire):
+    watch = watched(HOPS)
+    _, other = hop(watch, wire)
+    assert watch.stop() == 0
+    watch.lines.clear()
+    watch.start()
+    assert HOPPED + "/64" in listed(watch) and wire.knock(other, 9) == [SILENT]
+    watch.write(QUIET + HOPS + "\nblock.ipv6_prefix = 56")
+    watch.done("reload")
+    assert watch.record("unblock", src_ip=HOPPED + "/64")["reason"] == "block.ipv6_prefix has changed"
+    assert wire.knock(other, 9) == [CLOSED] and listed(watch) == {HOPPED + "1"}
+
+
 def count(records):
     return sum(each.get("count", 1) for each in records)
 

@@ -54,7 +54,7 @@ def test_the_rule_changes_with_the_next_packet(watch, wire):
 @pytest.mark.parametrize("ipv6", [False, True], ids=["IPv4", "IPv6"])
 def test_lists_change_by_their_difference(watch, wire, ipv6):
     source, other = wire.somebody(ipv6), wire.somebody(ipv6)
-    network = "2001:db8:5::/64" if ipv6 else "198.51.100.0/24"
+    network = "2001:db8:5::/48" if ipv6 else "198.51.100.0/24"
     with wire.listen(80, ipv6):
         reload(watch, f"block = {network}\nallow = {source}")
         assert wire.knock(source, 1, 2, 3, 80)[-1] == OPEN

@@ -27,7 +27,7 @@ GENERATOR = Path(__file__).with_name("generator.c")
 
 
 class Wire:
-    """A watched side with v0 and an outside with v1, which has every address of 198.51.100.0/24 and 2001:db8:5::/64:
+    """A watched side with v0 and an outside with v1, which has every address of 198.51.100.0/24 and 2001:db8:5::/48:
     each test can be somebody else.
     """
 
@@ -43,10 +43,10 @@ class Wire:
             for address in addresses:  # no resolution: the first SYN is answered as fast as any
                 ns.ip(f"neigh replace {address} lladdr {peer.mac(other)} dev {name} nud permanent")
         self.outside.ip("route add local 198.51.100.0/24 dev lo")
-        self.outside.ip("-6 route add local 2001:db8:5::/64 dev lo")
+        self.outside.ip("-6 route add local 2001:db8:5::/48 dev lo")
         self.outside.sysctl("net.ipv6.ip_nonlocal_bind", 1)
         self.host.ip(f"route add 198.51.100.0/24 via {OUT4}")
-        self.host.ip(f"-6 route add 2001:db8:5::/64 via {OUT6}")
+        self.host.ip(f"-6 route add 2001:db8:5::/48 via {OUT6}")
         return self
 
     def _neighbours(self):
@@ -58,9 +58,9 @@ class Wire:
         self.outside.remove()
 
     def somebody(self, ipv6=False):
-        """A source that nobody has been yet."""
+        """A source that nobody has been yet, over IPv6 from a network of its own."""
         number = next(self._number)
-        return f"2001:db8:5::{number:x}" if ipv6 else f"198.51.100.{number}"
+        return f"2001:db8:5:{number:x}::1" if ipv6 else f"198.51.100.{number}"
 
     def listen(self, port, ipv6=False):
         """A listener on the watched side."""

@@ -69,6 +69,7 @@ VALUES = {
     "block_first": ([*DURATIONS, "forever", "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "ever"]),
     "block_forget": ([*DURATIONS, "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "forever"]),
     "block_proof": (["challenge", "none"], ["established", True]),
+    "block_ipv6_prefix": ([48, 64, 128], [47, 129, "x"]),
     "block_storm": ([0, 100, 1_000_000], [-1, 1_000_001, "x"]),
     "block_duration": ([*DURATIONS, "forever", "3650d"], [*NO_DURATIONS, "3650d1s", "3651d", "ever"]),
     "xdp_mode": (["auto", "native", "generic"], ["offload"]),

@@ -208,3 +208,15 @@ def test_why_an_address_is_allowed():
     assert rules.why_allowed(parse("10.0.0.5"), allow[1:2]) == allow[1]
     assert rules.why_allowed(parse("::1"), allow) == allow[3]
     assert rules.why_allowed(parse("::2"), allow) is None
+
+
+def test_networks_with_an_allowed_address_and_one_that_may_be_judged_are_spared():
+    allow = [Entry(parse_prefix(text), rules.CONFIG) for text in
+             ("2001:db8:1::7", "2001:db8:2:3::/112", "2001:db8:4::/64", "2001:db8:5::/48", "192.0.2.1")]
+    forced = Entry(parse_prefix("2001:db8:5:6::/96"), rules.MANUAL, True)
+    inside = Entry(parse_prefix("2001:db8:9::1"), rules.MANUAL)
+    found = rules.effective([parse_prefix("2001:db8:8::1")], allow, [forced, inside])
+    networks = {parse_prefix(f"{text}/64").network for text in
+                ("2001:db8:1::", "2001:db8:2:3::", "2001:db8:5:6::", "2001:db8:8::")}
+    assert rules.spared(found, 64) == networks
+    assert rules.spared(found, 128) == set()

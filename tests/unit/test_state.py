@@ -12,7 +12,11 @@ from packetwatch import state
 from packetwatch.address import parse, parse_prefix
 
 SAVED = state.Saved(
-    (state.SavedBlock(parse("192.0.2.1"), 5, 4), state.SavedBlock(parse("2001:db8::1"), 0, 1)),
+    (
+        state.SavedBlock(parse("192.0.2.1"), 5, 4),
+        state.SavedBlock(parse("2001:db8::1"), 0, 1),
+        state.SavedBlock(parse("2001:db8:7::"), 9, 8, 64),
+    ),
     (state.Manual(parse_prefix("198.51.100.0/24"), 7, 6, "a reason", True),),
     (state.Manual(parse_prefix("2001:db8::/32")),),
     "observe",
@@ -24,7 +28,8 @@ def altered(**fields):
 
 
 BROKEN = {
-    "newer": altered(version=2),
+    "newer": altered(version=3),
+    "a block with host bits": altered(blocks=[["2001:db8::1/64", 0, 0]]),
     "no version": b"{}",
     "empty": b"",
     "cut": state.encode(SAVED)[:-9],
@@ -154,3 +159,10 @@ def test_two_residents_do_not_share_a_directory(tmp_path):
     os.close(one._held)
     other.hold()
     os.close(other._held)
+
+
+def test_the_first_version_of_the_file_is_read():
+    """Its blocks are of single addresses."""
+    text = altered(version=1, blocks=[["192.0.2.1", 5, 4], ["2001:db8::1", 0, 1]])
+    assert state.decode(text) == SAVED._replace(blocks=SAVED.blocks[:2])
+    assert json.loads(state.encode(SAVED))["blocks"][2] == ["2001:db8:7::/64", 9, 8]

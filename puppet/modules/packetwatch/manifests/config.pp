@@ -91,6 +91,7 @@ class packetwatch::config {
             'duration'       => $packetwatch::block_duration,
             'forget'         => $packetwatch::block_forget,
             'proof'          => $packetwatch::block_proof,
+            'ipv6_prefix'    => $packetwatch::block_ipv6_prefix,
             'storm'          => $packetwatch::block_storm,
           },
           'xdp'         => {

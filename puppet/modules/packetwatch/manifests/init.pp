@@ -99,6 +99,8 @@
 #   After so long without a block a source counts as new again, 1s to 3650d.
 # @param block_proof
 #   What a source must do before a block of it lasts longer than a minute: complete a handshake (`challenge`), or nothing.
+# @param block_ipv6_prefix
+#   An IPv6 source whose blocks grow is blocked with its network of so many bits, unless somebody in it is allowed; 128: always alone.
 # @param block_storm
 #   New blocks in a minute above which no more are made until it is over; 0 is no limit.
 # @param xdp_mode
@@ -167,6 +169,7 @@ class packetwatch (
   Optional[Variant[Packetwatch::Duration, Enum['forever']]] $block_duration = undef,
   Optional[Packetwatch::Duration] $block_forget = undef,
   Optional[Enum['challenge', 'none']] $block_proof = undef,
+  Optional[Integer[48, 128]] $block_ipv6_prefix = undef,
   Optional[Integer[0, 1000000]] $block_storm = undef,
   Optional[Enum['auto', 'native', 'generic']] $xdp_mode = undef,
   Optional[Enum['auto', 'text', 'json', 'journal']] $log_format = undef,

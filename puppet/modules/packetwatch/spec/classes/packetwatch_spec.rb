@@ -172,7 +172,7 @@ describe 'packetwatch' do
         interface: ['eth0', 'enp*'], mode: 'observe', allow: ['192.0.2.1', '2001:db8::/32'], block: [], allow_own: false, scan_ports: 5,
         metrics_listen: ':9773', log_file: '', block_duration: 'forever', open_ports: [8443, '30000-32767'], scan_count: 'closed',
         block_rules: ['5:closed:10m', '20:all:60s'], block_honeypot_ports: [23], block_first: '2m', block_forget: '7d', block_storm: 0,
-        block_proof: 'none'
+        block_proof: 'none', block_ipv6_prefix: 56
       }
     end
 
@@ -205,6 +205,7 @@ describe 'packetwatch' do
         duration = forever
         forget = 7d
         proof = none
+        ipv6_prefix = 56
         storm = 0
 
         [log]
