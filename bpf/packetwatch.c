@@ -148,8 +148,7 @@ static __always_inline int is_foreign_mac(struct xdp_md *ctx, const struct attac
 		return 0;
 	if (*mac & bpf_htons(0x100)) /* to a group */
 		return 1;
-	return at->flags & ATTACHMENT_MAC_TEST &&
-	       (mac[0] ^ at->mac[0]) | (mac[1] ^ at->mac[1]) | (mac[2] ^ at->mac[2]);
+	return at->flags & ATTACHMENT_MAC_TEST && (mac[0] ^ at->mac[0]) | (mac[1] ^ at->mac[1]) | (mac[2] ^ at->mac[2]);
 }
 
 /* Nobody outside can choose addresses that meet in one place. */

@@ -13,7 +13,7 @@ import socket
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from importlib.util import find_spec
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from packetwatch import __version__
 from packetwatch.metricnames import DROP_REASONS, FAMILIES, IGNORED, MALFORMED, MODES
