@@ -967,7 +967,8 @@ static __always_inline int may_challenge(const struct packet *p, const struct ju
 	struct offender *offender = offenders.lookup(&network);
 	__u64 next;
 
-	if (!due || !block || !offender || offender->contested || offender->proven_ns)
+	if (!due || !block || !offender || offender->contested || offender->proven_ns ||
+	    offender->unanswered >= CHALLENGES)
 		return 0;
 	next = (*due < j->now ? j->now : *due) + CHALLENGE_GAP_NS;
 	if (next - j->now > CHALLENGE_BURST_NS)
