@@ -16,7 +16,7 @@ from tests import frames
 from .conftest import connect
 from .resident import wait_for
 from .test_evidence import length_s
-from .traffic import CLOSED, HOST4, HOST6, OPEN, SILENT, begin, knock
+from .traffic import CLOSED, HOST4, HOST6, OPEN, SILENT, begin, growing, knock
 
 #: Generic: out of a native veth a challenge is lost unless the peer has a program, too.
 SETTINGS = "interface = v0\nlog.format = json\nmetrics.listen = off\nxdp.mode = generic\n"
@@ -61,10 +61,10 @@ def test_a_real_client_proves_itself_and_its_next_block_is_longer(watched, wire,
     for seconds, ports in ((2, (5, 6, 7)), (4, (8, 9, 10))):
         watch.lines.clear()
         assert wire.knock(source, *ports) == [CLOSED] * 3
-        block = watch.record("block", src_ip=source)
+        block = watch.record("block", src_ip=growing(source))
         assert (length_s(block), block["evidence"]) == (seconds, "proven")
         assert fate(wire.outside, source, host, 11, 0.3) == SILENT
-        watch.record("unblock", src_ip=source)
+        watch.record("unblock", src_ip=growing(source))
     status = watch.status()
     assert (status["challenges"], status["proven"]) == (1, 1)
     dropped = watch.ledger()["connections_dropped"]
@@ -115,8 +115,9 @@ def test_without_proof_blocks_grow_for_anybody(watched, wire, source):
     watch = watched(SHORT + "block.proof = none\n")
     for seconds, ports in ((1, (1, 2, 3)), (2, (4, 5, 6))):
         assert wire.knock(source, *ports, 7) == [CLOSED] * 3 + [SILENT]
-        assert length_s(watch.record("block", src_ip=source)) == seconds
-        watch.record("unblock", src_ip=source)
+        name = source if seconds == 1 else growing(source)
+        assert length_s(watch.record("block", src_ip=name)) == seconds
+        watch.record("unblock", src_ip=name)
         watch.lines.clear()
 
 
@@ -224,7 +225,8 @@ def test_a_flood_of_blocked_sources_leaves_the_account_exact(watched, wire, ipv6
     wire.flood(300_000, ipv6=ipv6, port=4, sources=256)
     settled(watch)
     assert watch.ledger()["connections_dropped"] > before + 10_000
-    assert 100 <= watch.status()["challenges"] <= 2 * 256
+    least = 2 if ipv6 else 100  # a network is asked as often as an address
+    assert least <= watch.status()["challenges"] <= 2 * 256
 
 
 def settled(watch):
