@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import ipaddress
 import select
 import socket
 import time
@@ -17,7 +16,7 @@ from tests import frames
 from .conftest import connect
 from .resident import wait_for
 from .test_evidence import length_s
-from .traffic import CLOSED, HOST4, HOST6, OPEN, SILENT, begin, knock
+from .traffic import CLOSED, HOST4, HOST6, OPEN, SILENT, begin, growing, knock
 
 #: Generic: out of a native veth a challenge is lost unless the peer has a program, too.
 SETTINGS = "interface = v0\nlog.format = json\nmetrics.listen = off\nxdp.mode = generic\n"
@@ -47,11 +46,6 @@ def fate(ns, source, destination, port, wait_s=2.0):
         return {errno.ECONNREFUSED: CLOSED, errno.ECONNRESET: "reset"}[fault]
 
 
-def network(source):
-    """What a block that grows is of."""
-    return str(ipaddress.ip_network(f"{source}/64", strict=False)) if ":" in source else source
-
-
 def evidence(watch, source):
     return watch.answer("why", source)["evidence"]
 
@@ -66,7 +60,7 @@ def test_a_real_client_proves_itself_and_its_next_block_is_longer(watched, wire,
     watch.record("unblock", src_ip=source)
     watch.lines.clear()
     assert wire.knock(source, 5, 6, 7) == [CLOSED] * 3
-    block = watch.record("block", src_ip=network(source))
+    block = watch.record("block", src_ip=growing(source))
     assert (length_s(block), block["evidence"]) == (2, "proven")
     assert fate(wire.outside, source, host, 8, 0.3) == SILENT
     status = watch.status()

@@ -9,7 +9,7 @@ import pytest
 
 from .conftest import call
 from .resident import wait_for
-from .traffic import CLOSED, HOST4, OPEN, SILENT
+from .traffic import CLOSED, HOST4, OPEN, SILENT, growing
 
 QUIET = "interface = v0\nlog.format = json\nmetrics.listen = off\n"
 
@@ -54,10 +54,11 @@ def test_closed_ports_are_an_offence_that_doubles_the_next_block(watched, wire, 
     for number, seconds in enumerate((1, 2, 3, 3)):
         ports = list(range(10 * number + 1, 10 * number + 4))
         assert wire.knock(source, *ports, 9) == [CLOSED] * 3 + [SILENT]
-        scan, block = watch.record("scan", src_ip=source), watch.record("block", src_ip=source)
+        name = growing(source) if number else source
+        scan, block = watch.record("scan", src_ip=source), watch.record("block", src_ip=name)
         assert scan["closed_ports"] == scan["ports"] == ports
         assert (block["rule"], length_s(block)) == ("scan:closed", seconds)
-        watch.record("unblock", src_ip=source)
+        watch.record("unblock", src_ip=name)
         watch.lines.clear()
 
 

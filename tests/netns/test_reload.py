@@ -42,8 +42,9 @@ def test_the_rule_changes_with_the_next_packet(watch, wire):
     assert wire.knock(source, 1, 2) == [CLOSED] * 2
     assert reload(watch, "scan.ports = 4")["changed"] == ["scan.ports"]
     assert wire.knock(source, 3, 4, 5) == [CLOSED, CLOSED, SILENT]
-    for_ever = "block.first = forever\nblock.duration = forever"
-    assert reload(watch, f"scan.ports = 2\n{for_ever}")["changed"] == ["scan.ports", "block.first", "block.duration"]
+    for_ever = "block.first = forever\nblock.duration = forever\nblock.proof = none"
+    changed = ["scan.ports", "block.first", "block.duration", "block.proof"]
+    assert reload(watch, f"scan.ports = 2\n{for_ever}")["changed"] == changed
     other = wire.somebody()
     assert wire.knock(other, 1, 2, 3) == [CLOSED, CLOSED, SILENT]
     assert watch.record("block", src_ip=other)["until"] == "forever"
@@ -126,7 +127,7 @@ def test_what_needs_a_restart_is_said(watch):
 
 def test_the_mode_of_xdp_changes(watch, wire):
     native = seat(watch)
-    reload(watch, "xdp.mode = generic")
+    reload(watch, "xdp.mode = generic\nblock.proof = none")  # out of a generic program a challenge would be answered
     assert watch.status()["interfaces"][0]["mode"] == "generic" and seat(watch)[0] != native[0]
     source = wire.somebody()
     assert wire.knock(source, 1, 2, 3, 4)[-1] == SILENT

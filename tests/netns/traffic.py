@@ -81,6 +81,11 @@ class Wire:
         return flood(self, count, ipv6, port, sources)
 
 
+def growing(source):
+    """Whom a block of somebody() names once its blocks grow: over IPv6 the network."""
+    return source[:-1] + "/64" if ":" in source else source
+
+
 def listen(ns, address, port):
     with ns.enter():
         return socket.create_server((address, port), family=family(address), reuse_port=False)
