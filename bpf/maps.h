@@ -39,6 +39,7 @@
 #define CHALLENGE_GAP_NS 10000000ULL /* between two of a CPU, on the long run */
 #define CHALLENGE_BURST_NS 1000000000ULL /* how far they may run ahead of that */
 #define QUIET_NS 250000000ULL /* after which a record is told at once: who reads has gone to sleep */
+#define ANSWER_NS 1000000000ULL /* in which the answer to a challenge is waited for */
 #define PORT_BYTES 8192 /* a bit for each port */
 #ifndef FOLDS
 #define FOLDS 2048 /* per level, of both generations */
@@ -209,6 +210,7 @@ struct suspect_set {
 struct offender {
 	__u64 until_ns; /* of its last block */
 	__u64 proven_ns; /* when it answered a challenge; 0: never */
+	__u64 prover; /* the address that did, of a network: its hash_of() */
 	__u64 ports; /* of all its offences, a bit for each; see which_port() */
 	__u32 count; /* of blocks */
 	__u32 doublings; /* of their length */
@@ -216,6 +218,11 @@ struct offender {
 	__u32 wrong; /* answers, in the life of the key number `life` */
 	__u32 life;
 	__u32 contested; /* too many of them: it will not be proven */
+};
+
+struct looks { /* at bare acknowledgments */
+	__u64 left; /* of the turns that user space gives */
+	__u64 until_ns; /* till when those of blocked sources need no turn: somebody has been challenged */
 };
 
 struct cookies {

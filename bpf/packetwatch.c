@@ -30,7 +30,7 @@ BPF_ARRAY(network, __u64, 1); /* cookie of the namespace whose clients they are;
 BPF_ARRAY(storm, struct storm, 1);
 BPF_ARRAY(cookies, struct cookies, 1);
 BPF_PERCPU_ARRAY(challenge_rate, __u64, 1);
-BPF_ARRAY(looks, __u64, 1);
+BPF_ARRAY(looks, struct looks, 1);
 BPF_ARRAY(known_ports, struct known_ports, 1);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_source, FOLDS);
 BPF_TABLE("hash", struct fold_key, struct fold, folds_by_port, FOLDS);
@@ -441,12 +441,18 @@ static __always_inline struct offender *find_offender(const struct packet *p, co
 	return found;
 }
 
+/* Others in a network may be forged all the same. */
+static __always_inline int is_prover(const struct offender *offender, const struct packet *p, const struct judgement *j)
+{
+	return offender->proven_ns && offender->prover == hash_of(&p->saddr, j->set->seed);
+}
+
 /* Whether the source's address has answered: it is no forger's invention. */
 static __always_inline __u8 evidence_of(const struct packet *p, const struct judgement *j)
 {
 	struct offender *offender = find_offender(p, j);
 
-	return offender && offender->proven_ns ? EVIDENCE_PROVEN : EVIDENCE_SEEN;
+	return offender && is_prover(offender, p, j) ? EVIDENCE_PROVEN : EVIDENCE_SEEN;
 }
 
 /*
@@ -474,7 +480,7 @@ static __always_inline __u64 end_of_block(const struct packet *p, const struct j
 		offender->doublings++;
 	offender->ports |= which;
 	offender->count++;
-	if (offender->proven_ns || !j->set->proof) {
+	if (!j->set->proof || is_prover(offender, p, j)) {
 		times = offender->doublings;
 	} else {
 		if (!offender->contested)
@@ -965,15 +971,17 @@ static __always_inline int may_challenge(const struct packet *p, const struct ju
 	struct block *block = blocks.lookup((union address *)&p->saddr);
 	union address network = network_of(p, j->set);
 	struct offender *offender = offenders.lookup(&network);
+	struct looks *turns = looks.lookup(&zero);
 	__u64 next;
 
-	if (!due || !block || !offender || offender->contested || offender->proven_ns ||
+	if (!turns || !due || !block || !offender || offender->contested || is_prover(offender, p, j) ||
 	    offender->unanswered >= CHALLENGES)
 		return 0;
 	next = (*due < j->now ? j->now : *due) + CHALLENGE_GAP_NS;
 	if (next - j->now > CHALLENGE_BURST_NS)
 		return 0;
 	*due = next;
+	turns->until_ns = j->now + ANSWER_NS;
 	lock_xadd(&block->challenges, -1);
 	lock_xadd(&offender->unanswered, 1);
 	return 1;
@@ -1041,6 +1049,7 @@ static __always_inline int is_proof(const struct packet *p, const struct judgeme
 		return 0;
 	if (cookie == cookie_of(&secret->keys[0], p) || cookie == cookie_of(&secret->keys[1], p)) {
 		offender->proven_ns = j->now;
+		offender->prover = hash_of(&p->saddr, j->set->seed);
 		offender->unanswered = 0;
 		j->count->proven++;
 		return 1;
@@ -1136,18 +1145,28 @@ static __always_inline void count_malformed(struct counters *count, __u8 reason)
  * A bare acknowledgment is looked at in turn only: where a peer uses no time stamps, most of what it
  * sends is like that, and has its connection. User space fills the turns up.
  */
-static __always_inline int may_look(void)
+static __always_inline enum walk look(struct xdp_md *ctx, __u64 off, __be16 proto, struct packet *p)
 {
 #ifndef REPLAY
-	int zero = 0;
-	__u64 *left = looks.lookup(&zero);
+	int zero = 0, in_turn = 0;
+	struct looks *turns = looks.lookup(&zero);
+	enum walk walk;
 
-	if (left && *left) { /* of a second; two CPUs may take the same one, no count depends on it */
-		(*left)--;
-		return 1;
+	if (!turns || (!turns->left && !turns->until_ns))
+		return WALK_OTHER;
+	if (turns->left) { /* two CPUs may take the same one: no count depends on it */
+		turns->left--;
+		in_turn = 1;
+	} else if (NOW_NS() >= turns->until_ns) {
+		turns->until_ns = 0;
+		return WALK_OTHER;
 	}
+	walk = read_bare(frame_start(ctx), frame_end(ctx), off, proto, p);
+	if (walk == WALK_SYN && !in_turn && !blocks.lookup((union address *)&p->saddr))
+		return WALK_OTHER;
+	return walk;
 #endif
-	return 0; /* what connections a host had, a capture does not tell */
+	return WALK_OTHER; /* what connections a host had, a capture does not tell */
 }
 
 /*
@@ -1168,11 +1187,8 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 	walk = walk_network(frame_start(ctx), frame_end(ctx), off, proto, &packet);
 	if (walk == WALK_OPTIONS)
 		walk = walk_options(ctx, &packet);
-	if (walk == WALK_BARE) {
-		if (!may_look())
-			return 0;
-		walk = read_bare(frame_start(ctx), frame_end(ctx), off, proto, &packet);
-	}
+	if (walk == WALK_BARE)
+		walk = look(ctx, off, proto, &packet);
 	if (walk == WALK_OTHER)
 		return 0;
 	packet.network_off = off;

@@ -188,6 +188,10 @@ class Answers:
         text = address.prefix_text(prefix)
         if prefix in r.settings.block:
             raise Refused(f"{text} is blocked by the configuration", "take it out there and reload", NOT_PERMITTED)
+        block = r.kernel.block_of(prefix.network, clock.boot_ns())
+        if block is not None and block.prefix.length < prefix.length:
+            name = address.prefix_text(block.prefix)
+            raise Refused(f"{text} is blocked with its network {name}", f"packetwatch block remove {name}", FAILED)
         raise Refused(f"{text} is not blocked", "packetwatch block list", FAILED)
 
     def why(self, request: Request) -> dict[str, Any]:

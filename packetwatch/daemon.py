@@ -230,6 +230,7 @@ class Daemon:
             self._keep_settings(r.settings)
         r.say("start", mode=r.mode, message=self._greeting())
         r.drain.run()
+        self._awake_ns = clock.boot_ns() + SECOND
         notify.ready(self._status())
 
     def _greeting(self) -> str:
@@ -266,8 +267,11 @@ class Daemon:
     def _pause_s(self) -> float:
         """Until the next second, or the next look where records come: the kernel half wakes only for the first."""
         now = clock.boot_ns()
-        left = max(0, self._next_ns - now) / SECOND
-        return min(TICK_S, left) if now < self._awake_ns else left
+        left, drain = max(0, self._next_ns - now) / SECOND, self.resident.drain
+        if drain.has_waiting():
+            return 0.0  # said since the last batch
+        # A record that came while others were being read has woken nobody.
+        return min(TICK_S, left) if now < self._awake_ns or drain.has_backlog() else left
 
     def _wait_for_readers(self) -> None:
         """A sink with something left is asked for as soon as its reader takes more."""

@@ -207,7 +207,7 @@ class Guard:
         self.blocks: dict[Prefix, int] = {}
         self._spared = rules.spared(self.sources, lengths.network_bits)
         self._offenders: dict[Prefix, tuple[int, int, int]] = {}  # end of the last block, doublings, ports
-        self._proven: set[Prefix] = set()
+        self._provers: dict[Prefix, bytes] = {}
 
     def judge(self, source: bytes, port: int, now_ns: int, closed: bool = True) -> Verdict:
         listed = rules.lookup(self.sources, source)
@@ -228,7 +228,7 @@ class Guard:
 
     def prove(self, source: bytes) -> None:
         """The source, which has been blocked, has answered a challenge."""
-        self._proven.add(self._network(source))
+        self._provers[self._network(source)] = source
 
     def _network(self, source: bytes) -> Prefix:
         bits = BITS if is_ipv4(source) else self.lengths.network_bits
@@ -244,10 +244,10 @@ class Guard:
         last_ns, doublings, before = self._offenders.get(network, (0, 0, which))
         if last_ns and now_ns - last_ns >= self.lengths.forget_ns:
             doublings, before = 0, which
-            self._proven.discard(network)
+            self._provers.pop(network, None)
         if which & ~before:
             doublings = min(doublings + 1, DOUBLINGS)
-        proven = network in self._proven or not self.lengths.proof
+        proven = not self.lengths.proof or self._provers.get(network) == source
         length = block_length(self.lengths.longest_ns, self.lengths.first_ns, doublings, proven)
         until_ns = now_ns + length if length else 0
         self._offenders[network] = (until_ns, doublings, before | which)

@@ -63,7 +63,7 @@ class Drain:
     def run(self) -> int:
         """Takes what is there, up to a bound; returns the number of connections."""
         total = 0
-        if not (self._has_waiting() or any(ring.backlog() for ring in self.kernel.rings)):
+        if not (self.has_waiting() or self.has_backlog()):
             return total  # an idle host comes by three times a second
         for _ in range(_ROUNDS):
             taken = self._batch()
@@ -72,7 +72,10 @@ class Drain:
                 break
         return total
 
-    def _has_waiting(self) -> bool:
+    def has_backlog(self) -> bool:
+        return any(ring.backlog() for ring in self.kernel.rings)
+
+    def has_waiting(self) -> bool:
         return bool(self._waiting) or self._decoys.is_due(self._now_ns())
 
     def run_on(self, other: Kernel) -> None:
@@ -94,7 +97,7 @@ class Drain:
         self._waiting += map(self._tell_probe, event.probes(probes))
         frames = self.kernel.connections.peek(_BATCH)
         connections = list(event.connections(frames))
-        if connections or self._has_waiting():
+        if connections or self.has_waiting():
             notices, self._waiting = sorted(self._waiting, key=lambda n: n.boot_ns), []
             self.history.take(notices)
             self._consume(connections, self._decoys.take(notices, self._now_ns()))

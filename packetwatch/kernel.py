@@ -151,6 +151,7 @@ class Offender(NamedTuple):
 
     until_ns: int  #: end of the last block; 0 is forever
     proven_ns: int  #: when its address answered a challenge; 0: it never has
+    prover: int  #: hash of the address that did
     ports: int  #: of all its offences, a bit for each: detection.which_ports()
     blocks: int
     doublings: int  #: of their length
@@ -321,7 +322,9 @@ class Kernel:
 
     def allow_looks(self, count: int) -> None:
         """How many bare acknowledgments may be looked at from now on."""
-        libbpf.update(self.maps["looks"], _U32.pack(0), struct.pack("=Q", count))
+        value = libbpf.lookup(self.maps["looks"], _U32.pack(0), program.LOOKS.size)
+        assert value is not None
+        libbpf.update(self.maps["looks"], _U32.pack(0), program.LOOKS.pack(count, program.LOOKS.unpack(value)[1]))
 
     def turn_cookies(self) -> None:
         """A new key for the challenges to come; the answers to those of the key till now still count."""
@@ -384,8 +387,12 @@ class Kernel:
         return Prefix(mask(source, bits), bits)
 
     def offender(self, source: bytes) -> Optional[Offender]:
+        """What the source's network has done; proven only where the source itself is."""
         value = libbpf.lookup(self.maps["offenders"], self.network_of(source).network, program.OFFENDER.size)
-        return Offender(*program.OFFENDER.unpack(value)) if value is not None else None
+        if value is None:
+            return None
+        found = Offender(*program.OFFENDER.unpack(value))
+        return found if found.prover == _hash(source, self.settings().seed) else found._replace(proven_ns=0)
 
     def put_network(self, cookie: int) -> None:
         """Clients are those of that network namespace's sockets; 0: of every one's."""

@@ -69,7 +69,8 @@ SOURCE = struct.Struct("=QQII")
 BLOCK = struct.Struct("=QQQHHi")
 TRACKER_HEAD = struct.Struct("=16sQQQIxxxx")  #: saddr, last, blocked, scan, count; the slots follow
 SUSPECT_HEAD = struct.Struct("=16sQIxxxx")
-OFFENDER = struct.Struct("=QQQIIIIII")
+OFFENDER = struct.Struct("=QQQQIIIIII")
+LOOKS = struct.Struct("=QQ")  #: turns left, until_ns
 COOKIES = struct.Struct("=16s16sIxxxx")
 CLIENT = struct.Struct("=QQ")
 FOLD_KEY = struct.Struct("=16s2sHI")

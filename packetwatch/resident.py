@@ -186,7 +186,15 @@ class Resident:
             tell(f"handshakes are not seen, so no source counts as established: {self.handshakes.fault}")
         if opened.previous is not None:
             self._take_over(opened, *opened.previous)
+            self._end_copied_blocks()
         self.look_around(hosts)
+
+    def _end_copied_blocks(self) -> None:
+        """What the kernel half before has blocked, and these lists and settings would not."""
+        self._end_blocks_of_other_networks()
+        for block in list(self.kernel.blocks.read()):
+            if self.lists.reaches(block.prefix):
+                self.unblock(block.prefix, "allowed")
 
     def _take_over(self, opened: Opened, digest: str, previous: Kernel) -> None:
         """What the kernel half before has counted and recorded goes on under its interfaces' names."""

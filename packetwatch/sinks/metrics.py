@@ -202,10 +202,13 @@ class _Listener:
 
         Not by serve_forever(), which wakes up twice a second.
         """
-        select.select([self._socket, self._told], [], [], PRELOAD_S)
+        waits = select.poll()
+        waits.register(self._socket, select.POLLIN)
+        waits.register(self._told, select.POLLIN)
+        waits.poll(PRELOAD_S * 1000)
         from packetwatch.sinks import scrapes
 
         self._socket.setblocking(False)  # who has connected may be gone when asked for
         server = scrapes.Server(self._socket, scrapes.registry(self._samples))
-        while self._told not in select.select([self._socket, self._told], [], [])[0]:
+        while self._told.fileno() not in dict(waits.poll()):
             server.handle_request()

@@ -316,6 +316,18 @@ def test_acknowledgments_of_nothing_are_counted_and_let_through(host):
     assert host.kernel.track(address.parse(A)).ports == ()
 
 
+def test_the_answer_to_a_challenge_needs_no_turn(host):
+    """Acknowledgments of others, which may be many, do not keep a client from proving itself."""
+    scan(host, A)
+    host.kernel.allow_looks(0)
+    cookie = cookie_in(challenged(host, A))
+    assert host.run(answer(B, 443, 40000, cookie)) == PASS and host.counters().acks == (0, 0)
+    host.at(START + SECOND - 1)
+    assert host.run(answer(A, 443, 40000, cookie)) == TX and offender(host, A).proven_ns
+    host.at(START + SECOND)
+    assert host.run(answer(A, 443, 40000, cookie)) == PASS and host.counters().acks == (1, 0)
+
+
 @pytest.mark.parametrize("shape", ("options", "payload"))
 def test_other_acknowledgments_are_not_looked_at(host, shape):
     fields = {"options": b"\1" * 12} if shape == "options" else {"payload": b"x"}
@@ -411,8 +423,10 @@ def test_random_proofs_have_the_oracles_blocks(host, seed):
     assert evidence == {0, 1}
 
 
-def test_a_network_is_blocked_only_where_somebody_in_it_has_answered(host):
-    """Whoever forges addresses of a network does not have all of it blocked, nor any for longer than a minute."""
+def test_a_network_is_blocked_only_for_what_one_does_who_has_answered(host):
+    """Whoever forges addresses of a network does not have all of it blocked, nor any for longer than a minute: not
+    even where somebody in it has answered.
+    """
     host.change(network_bits=64, network_mask=thresholds.network_mask(64), rules=RULES)
     one, two, three = (f"2001:db8:7::{number}" for number in (1, 2, 3))
     scan(host, one)
@@ -421,7 +435,11 @@ def test_a_network_is_blocked_only_where_somebody_in_it_has_answered(host):
     prove(host, two)
     scan(host, three, 7, 8, 9)
     alert, = host.scans()
-    assert (alert.length, alert.until_ns) == (64, START + 240 * SECOND)
+    assert (alert.length, alert.until_ns, alert.evidence) == (128, START + 60 * SECOND, event.EVIDENCE.index("seen"))
+    host.at(START + 61 * SECOND)
+    scan(host, two, 11, 12, 13)
+    alert, = host.scans()
+    assert (alert.length, alert.until_ns) == (64, START + (61 + 480) * SECOND)
     assert alert.evidence == event.EVIDENCE.index("proven")
-    host.at(START + 120 * SECOND)
+    host.at(START + 180 * SECOND)
     assert traffic.send(host, one, 10) == traffic.send(host, "2001:db8:7::4", 10) == [DROP]

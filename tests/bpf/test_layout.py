@@ -27,7 +27,11 @@ STRUCTS = {
     "block": (program.BLOCK, 0, "until_ns since_ns dropped attachment length challenges"),
     "fold_key": (program.FOLD_KEY, 0, "saddr dport attachment generation"),
     "fold": (program.FOLD, 0, "count since_ns"),
-    "offender": (program.OFFENDER, 0, "until_ns proven_ns ports count doublings unanswered wrong life contested"),
+    "offender": (
+        program.OFFENDER, 0,
+        "until_ns proven_ns prover ports count doublings unanswered wrong life contested"
+    ),
+    "looks": (program.LOOKS, 0, "left until_ns"),
     "cookies": (program.COOKIES, 0, "keys[0] keys[1] life"),
     "client": (program.CLIENT, 0, "first_ns last_ns"),
     "connection_event": (event.PROBE, 8, "boot_ns saddr daddr sport dport attachment flags tcp_flags"),
@@ -196,7 +200,7 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "storm": (4, 16),
         "cookies": (4, program.COOKIES.size),
         "challenge_rate": (4, 8),
-        "looks": (4, 8),
+        "looks": (4, program.LOOKS.size),
         "known_ports": (4, 2 * program.PORT_BYTES),
         "folds_by_source": (program.FOLD_KEY.size, program.FOLD.size),
         "folds_by_port": (program.FOLD_KEY.size, program.FOLD.size),

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import datetime
+import time
 
 import pytest
 
@@ -91,6 +92,25 @@ def test_a_rule_that_is_gone_at_the_next_start_is_told_all_the_same(tmp_path, wa
         assert watch.stop() == 0
     finally:
         call("umount", str(folder))
+
+
+def test_who_is_allowed_at_an_upgrade_is_let_in(pins, wire, resident):
+    """The new kernel half takes over the blocks of the old one, but not that one."""
+    watch, source = resident(wire.host, QUIET, "--pin", str(pins)), wire.somebody()
+    assert wire.knock(source, 5, 6, 7, 8) == [CLOSED] * 3 + [SILENT]
+    watch.kill()
+    watch.write(QUIET + f"ring.size = 1M\nallow = {source}\n")
+    watch.start()
+    assert wire.knock(source, 8) == [CLOSED] and not watch.answer("block", "list")
+    assert watch.record("unblock", src_ip=source)["reason"] == "allowed"
+
+
+def test_the_end_of_a_block_is_told_at_once(watched, wire):
+    watch, source = watched("block.first = 1s"), wire.somebody()
+    wire.knock(source, 5, 6, 7)
+    ended = watch.record("unblock", src_ip=source)
+    written = time.time()
+    assert written - datetime.datetime.fromisoformat(ended["timestamp"][:26] + "+00:00").timestamp() < 0.5
 
 
 def test_a_honeypot_port_blocks_at_once(watched, wire):
