@@ -1008,8 +1008,10 @@ static __always_inline int read_numbers(struct xdp_md *ctx, const struct packet 
 
 static __always_inline int write_answer(struct xdp_md *ctx, const struct packet *p, __be32 seq, __be32 ack, __u16 flags)
 {
-	int length = p->network_off + (p->ipv6 ? sizeof(struct answer6) : sizeof(struct answer4));
+	__u64 header = p->ipv6 ? sizeof(struct ipv6hdr) : sizeof(struct iphdr);
+	int length = p->network_off + header + sizeof(struct tcp_header);
 	__u64 present = frame_end(ctx) - frame_start(ctx);
+	struct tcp_header *tcp;
 	struct answer4 *four;
 	struct answer6 *six;
 	struct ethhdr *eth;
@@ -1023,15 +1025,16 @@ static __always_inline int write_answer(struct xdp_md *ctx, const struct packet 
 	if ((void *)(eth + 1) > frame_end(ctx) || (void *)(four + 1) > frame_end(ctx))
 		return 0;
 	swap_macs(eth);
+	tcp = &four->tcp;
 	if (!p->ipv6) {
 		answer_ipv4(&four->ip, p);
-		answer_tcp(&four->tcp, p, seq, ack, flags);
-		return 1;
+	} else {
+		if ((void *)(six + 1) > frame_end(ctx))
+			return 0;
+		answer_ipv6(&six->ip, p);
+		tcp = &six->tcp;
 	}
-	if ((void *)(six + 1) > frame_end(ctx))
-		return 0;
-	answer_ipv6(&six->ip, p);
-	answer_tcp(&six->tcp, p, seq, ack, flags);
+	answer_tcp(tcp, p, seq, ack, flags);
 	return 1;
 }
 
@@ -1039,7 +1042,8 @@ static __always_inline int write_answer(struct xdp_md *ctx, const struct packet 
  * Whether the acknowledgment is that of a challenge. A source may err a few times only, so that
  * cookies cannot be guessed.
  */
-static __always_inline int is_proof(const struct packet *p, const struct judgement *j, const struct cookies *secret)
+static __always_inline int is_proof(const struct packet *p, const struct judgement *j, const struct cookies *secret,
+				    __u32 present)
 {
 	union address network = network_of(p, j->set);
 	struct offender *offender = offenders.lookup(&network);
@@ -1047,7 +1051,7 @@ static __always_inline int is_proof(const struct packet *p, const struct judgeme
 
 	if (!offender || !offender->unanswered || offender->contested)
 		return 0;
-	if (cookie == cookie_of(&secret->keys[0], p) || cookie == cookie_of(&secret->keys[1], p)) {
+	if (cookie == present || cookie == cookie_of(&secret->keys[1], p)) {
 		offender->proven_ns = j->now;
 		offender->prover = hash_of(&p->saddr, j->set->seed);
 		offender->unanswered = 0;
@@ -1074,17 +1078,26 @@ static __always_inline int challenge(struct xdp_md *ctx, const struct packet *p,
 {
 	int zero = 0;
 	struct cookies *secret = cookies.lookup(&zero);
+	__u16 flags = TCP_SYN | TCP_ACK;
 	__be32 seq, ack;
+	__u32 cookie;
 
 	if (!secret || !secret->life || !read_numbers(ctx, p, &seq, &ack))
 		return 0;
-	if (p->bare)
-		return is_proof(p, j, secret) && write_answer(ctx, p, ack, 0, TCP_RST);
-	if (!may_challenge(p, j))
-		return 0;
-	ack = bpf_htonl(bpf_ntohl(seq) + 1);
-	seq = bpf_htonl(cookie_of(&secret->keys[0], p));
-	return write_answer(ctx, p, seq, ack, TCP_SYN | TCP_ACK);
+	cookie = cookie_of(&secret->keys[0], p);
+	if (p->bare) {
+		if (!is_proof(p, j, secret, cookie))
+			return 0;
+		seq = ack;
+		ack = 0;
+		flags = TCP_RST;
+	} else {
+		if (!may_challenge(p, j))
+			return 0;
+		ack = bpf_htonl(bpf_ntohl(seq) + 1);
+		seq = bpf_htonl(cookie);
+	}
+	return write_answer(ctx, p, seq, ack, flags);
 }
 #endif
 
