@@ -192,7 +192,7 @@ def test_a_state_that_cannot_be_written(resident, host, tmp_path):
 
 @pytest.mark.parametrize(
     "content, told",
-    [(b'{"version": 2}', "version 2, this Packetwatch knows 1"), (b'{"version": 1, "blo', "could not be read")],
+    [(b'{"version": 3}', "version 3, this Packetwatch knows 2"), (b'{"version": 1, "blo', "could not be read")],
     ids=["newer", "broken"],
 )
 def test_a_state_file_that_cannot_be_read_is_kept_aside(resident, host, content, told):

@@ -89,14 +89,14 @@ def test_syns_and_refused_connections_are_only_seen(watch, wire, source):
 def test_status_says_that_they_are_seen(watch):
     assert watch.status()["handshakes"] == "seen"
     assert re.search("^Handshakes +seen$", watch.done("status"), re.M)
-    assert "handshakes" not in watch.errors()
+    assert "handshakes" not in watch.said()
 
 
 def test_without_a_cgroup_it_says_so_and_does_the_rest(resident, wire, source):
     watch = resident(wire.host, SETTINGS.replace("v0", "lo"))
     assert watch.status()["handshakes"] == "not seen: no cgroup v2 is mounted"
     told = "handshakes are not seen, so no source counts as established: no cgroup v2 is mounted"
-    assert watch.errors().count(told) == 1
+    assert watch.said().count(told) == 1
     assert watch.answer("why", source)["client"] is None
     assert watch.status()["protecting"] and not watch.status()["problems"]
 
@@ -133,7 +133,7 @@ def test_beside_a_program_that_allows_no_other_it_says_so_and_does_the_rest(resi
         "not seen: the cgroup /sys/fs/cgroup does not take the program: Operation not permitted"
         " (one that is there may allow no other)"
     )
-    assert watch.status()["protecting"] and "so no source counts as established" in watch.errors()
+    assert watch.status()["protecting"] and "so no source counts as established" in watch.said()
     watch.stop()
 
 
