@@ -147,12 +147,6 @@ struct option_bytes {
 	__be32 words[IP_OPTION_ROOM / 4];
 };
 
-struct scratch { /* per CPU */
-	struct recent local;
-	struct option_bytes options; /* a copy of them, for the header walk */
-	struct packet packet; /* being judged: to the verifier anything, however it came here */
-};
-
 struct source {
 	__u64 until_ns; /* of SOURCE_BLOCK, CLOCK_BOOTTIME; 0: forever */
 	__u64 dropped; /* SYNs */
@@ -218,6 +212,13 @@ struct offender {
 	__u32 wrong; /* answers, in the life of the key number `life` */
 	__u32 life;
 	__u32 contested; /* too many of them: it will not be proven */
+};
+
+struct scratch { /* per CPU */
+	struct recent local;
+	struct option_bytes options; /* a copy of them, for the header walk */
+	struct offender nobody; /* all zero: too large for the stack */
+	struct packet packet; /* being judged: to the verifier anything, however it came here */
 };
 
 struct looks { /* at bare acknowledgments */

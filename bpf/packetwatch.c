@@ -469,12 +469,16 @@ static __always_inline __u64 end_of_block(const struct packet *p, const struct j
 	union address network = network_of(p, j->set);
 
 	if (!offender) {
-		struct offender none = { .ports = which };
+		int zero = 0;
+		struct scratch *mine = scratch.lookup(&zero);
 
-		offenders.update(&network, &none);
+		if (!mine)
+			return j->now + UNPROVEN_NS;
+		offenders.update(&network, &mine->nobody);
 		offender = offenders.lookup(&network);
 		if (!offender)
 			return j->now + UNPROVEN_NS;
+		offender->ports = which;
 	}
 	if (which & ~offender->ports && offender->doublings < DOUBLINGS)
 		offender->doublings++;

@@ -140,10 +140,10 @@ def test_a_log_file_beyond_its_directories_needs_a_drop_in(service):
 
 
 def test_xdp_mode(service):
-    service.start("[xdp]\nmode = generic\n").scan()
+    service.start("[xdp]\nmode = generic\n[block]\nproof = none\n").scan()  # a challenge would be answered
     assert service.text == "enforce, watching host0 (generic)"
     assert not service.reaches(SCANNER)
-    service.configure("[xdp]\nmode = native\n")
+    service.configure("[xdp]\nmode = native\n[block]\nproof = none\n")
     service.systemctl("reload")
     assert service.text == "enforce, watching host0 (native)"
     assert not service.reaches(SCANNER)

@@ -116,7 +116,7 @@ def test_idle_networks_and_missing_interfaces_do_not(service):
 def test_a_machine_that_was_suspended_does_not(service):
     with service.altered("packetwatch/clock.py", lambda text: text + SLEPT):
         service.drop_in(f"WatchdogSec={WATCHDOG_S}")
-        service.start("[block]\nfirst = 1h\n").scan()
+        service.start("[block]\nfirst = 1h\nproof = none\n").scan()
         pid = service.pid
         service.machine.run(["touch", "/var/lib/packetwatch/slept"])
         time.sleep(3 * WATCHDOG_S)
