@@ -226,8 +226,11 @@ struct looks { /* at bare acknowledgments */
 	__u64 until_ns; /* till when those of blocked sources need no turn: somebody has been challenged */
 };
 
+#define COOKIE_KEYS 2
+
 struct cookies {
-	struct cookie_key keys[2]; /* the present one, and the one before, whose answers may be on their way */
+	struct cookie_key
+		keys[COOKIE_KEYS]; /* the present one, and the one before, whose answers may be on their way */
 	__u32 life; /* which key this is; 0: there is none yet */
 	__u32 reserved;
 };

@@ -88,7 +88,7 @@ struct judgement {
 	__u64 now;
 	__u32 family; /* enum family */
 	__s32 challenges; /* that may still be sent to a source that is blocked */
-	__u8 blocked; /* the source of a SYN is */
+	__u8 blocked; /* the source is */
 	__u8 flags; /* enum event_flag */
 	__u8 frozen; /* 1: no blocks are made */
 };
@@ -448,10 +448,9 @@ static __always_inline int is_prover(const struct offender *offender, const stru
 }
 
 /* Whether the source's address has answered: it is no forger's invention. */
-static __always_inline __u8 evidence_of(const struct packet *p, const struct judgement *j)
+static __always_inline __u8 evidence_of(const struct packet *p, const struct judgement *j,
+					const struct offender *offender)
 {
-	struct offender *offender = find_offender(p, j);
-
 	return offender && is_prover(offender, p, j) ? EVIDENCE_PROVEN : EVIDENCE_SEEN;
 }
 
@@ -461,11 +460,10 @@ static __always_inline __u8 evidence_of(const struct packet *p, const struct jud
  * a short one each time where anybody may have forged it. 0: forever. Of IPv6 all sources of a network
  * count together; from the second length on it is the network that is blocked.
  */
-static __always_inline __u64 end_of_block(const struct packet *p, const struct judgement *j, __u64 which,
-					  struct block *fresh)
+static __always_inline __u64 end_of_block(const struct packet *p, const struct judgement *j,
+					  const struct finding *found, struct offender *offender, struct block *fresh)
 {
-	__u64 most = j->set->block_ns, length = j->set->first_ns, times = 0, until = 0;
-	struct offender *offender = find_offender(p, j);
+	__u64 most = j->set->block_ns, length = j->set->first_ns, which = found->which, times = 0, until = 0;
 	union address network = network_of(p, j->set);
 
 	if (!offender) {
@@ -484,7 +482,7 @@ static __always_inline __u64 end_of_block(const struct packet *p, const struct j
 		offender->doublings++;
 	offender->ports |= which;
 	offender->count++;
-	if (!j->set->proof || is_prover(offender, p, j)) {
+	if (!j->set->proof || found->evidence == EVIDENCE_PROVEN) {
 		times = offender->doublings;
 	} else {
 		if (!offender->contested)
@@ -575,13 +573,17 @@ static __always_inline int is_blocked(const struct packet *p, struct judgement *
 static __always_inline void count_late_drop(const struct packet *p, struct judgement *j, __u64 blocked_ns)
 {
 	struct block fresh = { .since_ns = blocked_ns, .dropped = 1, .attachment = j->at->id, .length = ADDRESS_BITS };
+	struct block *block;
 
 	if (is_blocked(p, j) || j->now > blocked_ns + BLOCK_WRITE_NS)
 		return;
 	if (j->set->open_ns)
 		fresh.until_ns = blocked_ns + j->set->open_ns; /* the other CPU prolongs it */
-	if (blocks.insert((union address *)&p->saddr, &fresh))
-		is_blocked(p, j);
+	if (!blocks.insert((union address *)&p->saddr, &fresh))
+		return;
+	block = blocks.lookup((union address *)&p->saddr);
+	if (block)
+		lock_xadd(&block->dropped, 1);
 }
 
 /*
@@ -820,6 +822,7 @@ unlock:
 static __always_inline void block_scanner(const struct packet *p, const struct judgement *j, struct finding *found)
 {
 	struct block fresh = { .since_ns = j->now, .attachment = j->at->id, .length = ADDRESS_BITS };
+	struct offender *offender;
 
 	if (found->flags & EVENT_SCAN)
 		j->count->scans[j->family]++;
@@ -830,11 +833,12 @@ static __always_inline void block_scanner(const struct packet *p, const struct j
 		j->count->frozen++;
 		return;
 	}
-	found->evidence = evidence_of(p, j);
+	offender = find_offender(p, j);
+	found->evidence = evidence_of(p, j, offender);
 	if (found->evidence == EVIDENCE_SEEN)
 		count_block(j);
 	if (found->rule)
-		fresh.until_ns = end_of_block(p, j, found->which, &fresh);
+		fresh.until_ns = end_of_block(p, j, found, offender, &fresh);
 	else if (j->set->open_ns)
 		fresh.until_ns = j->now + j->set->open_ns;
 	found->block = block_source(p, j, &fresh);
@@ -916,7 +920,7 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packe
 	int zero = 0;
 	__u64 hash;
 
-	if (p->probe ? is_blocked(p, j) : j->blocked)
+	if (j->blocked)
 		verdict = VERDICT_BLOCKED;
 	hash = hash_of(&p->saddr, j->set->seed);
 	source = find_source(p, hash, j->set);
@@ -946,7 +950,7 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packe
 	}
 	j->frozen = is_storm(j);
 	if (j->frozen) /* not of those who have proven */
-		j->frozen = evidence_of(p, j) == EVIDENCE_SEEN;
+		j->frozen = evidence_of(p, j, find_offender(p, j)) == EVIDENCE_SEEN;
 	j->frozen = blur(j->frozen, p->dport) & 1;
 	if (j->flags & EVENT_CLOSED || !j->set->count_closed)
 		verdict = track(p, j, hash, found, blocked_ns);
@@ -968,18 +972,15 @@ static __always_inline enum verdict judge(struct xdp_md *ctx, const struct packe
 
 #ifndef REPLAY
 /* Whether this CPU may send one more: the host is no mirror for who forges addresses. */
-static __always_inline int may_challenge(const struct packet *p, const struct judgement *j)
+static __always_inline int may_challenge(const struct packet *p, const struct judgement *j, struct offender *offender)
 {
 	int zero = 0;
 	__u64 *due = challenge_rate.lookup(&zero);
 	struct block *block = blocks.lookup((union address *)&p->saddr);
-	union address network = network_of(p, j->set);
-	struct offender *offender = offenders.lookup(&network);
 	struct looks *turns = looks.lookup(&zero);
 	__u64 next;
 
-	if (!turns || !due || !block || !offender || offender->contested || is_prover(offender, p, j) ||
-	    offender->unanswered >= CHALLENGES)
+	if (!turns || !due || !block || is_prover(offender, p, j) || offender->unanswered >= CHALLENGES)
 		return 0;
 	next = (*due < j->now ? j->now : *due) + CHALLENGE_GAP_NS;
 	if (next - j->now > CHALLENGE_BURST_NS)
@@ -1043,27 +1044,23 @@ static __always_inline int write_answer(struct xdp_md *ctx, const struct packet 
 }
 
 /*
- * Whether the acknowledgment is that of a challenge. A source may err a few times only, so that
- * cookies cannot be guessed.
+ * Whether the acknowledgment is that of a challenge, `right` as far as the cookie goes. A source may
+ * err a few times only, so that cookies cannot be guessed.
  */
-static __always_inline int is_proof(const struct packet *p, const struct judgement *j, const struct cookies *secret,
-				    __u32 present)
+static __always_inline int is_proof(const struct packet *p, const struct judgement *j, struct offender *offender,
+				    __u32 life, int right)
 {
-	union address network = network_of(p, j->set);
-	struct offender *offender = offenders.lookup(&network);
-	__u32 cookie = bpf_ntohl(p->ack_seq) - 1;
-
-	if (!offender || !offender->unanswered || offender->contested)
+	if (!offender->unanswered)
 		return 0;
-	if (cookie == present || cookie == cookie_of(&secret->keys[1], p)) {
+	if (right) {
 		offender->proven_ns = j->now;
 		offender->prover = hash_of(&p->saddr, j->set->seed);
 		offender->unanswered = 0;
 		j->count->proven++;
 		return 1;
 	}
-	if (offender->life != secret->life) {
-		offender->life = secret->life;
+	if (offender->life != life) {
+		offender->life = life;
 		offender->wrong = 0;
 	}
 	lock_xadd(&offender->wrong, 1);
@@ -1082,21 +1079,27 @@ static __always_inline int challenge(struct xdp_md *ctx, const struct packet *p,
 {
 	int zero = 0;
 	struct cookies *secret = cookies.lookup(&zero);
+	union address network = network_of(p, j->set);
+	struct offender *offender = offenders.lookup(&network);
+	__u32 answered = bpf_ntohl(p->ack_seq) - 1, cookie = 0, key;
 	__u16 flags = TCP_SYN | TCP_ACK;
 	__be32 seq, ack;
-	__u32 cookie;
 
-	if (!secret || !secret->life || !read_numbers(ctx, p, &seq, &ack))
+	if (!secret || !secret->life || !offender || offender->contested || !read_numbers(ctx, p, &seq, &ack))
 		return 0;
-	cookie = cookie_of(&secret->keys[0], p);
+	for (key = 0; key < COOKIE_KEYS; key++) {
+		cookie = cookie_of(&secret->keys[key], p);
+		if (!p->bare || cookie == answered)
+			break;
+	}
 	if (p->bare) {
-		if (!is_proof(p, j, secret, cookie))
+		if (!is_proof(p, j, offender, secret->life, key < COOKIE_KEYS))
 			return 0;
 		seq = ack;
 		ack = 0;
 		flags = TCP_RST;
 	} else {
-		if (!may_challenge(p, j))
+		if (!may_challenge(p, j, offender))
 			return 0;
 		ack = bpf_htonl(bpf_ntohl(seq) + 1);
 		seq = bpf_htonl(cookie);
@@ -1165,21 +1168,24 @@ static __always_inline void count_malformed(struct counters *count, __u8 reason)
 static __always_inline enum walk look(struct xdp_md *ctx, __u64 off, __be16 proto, struct packet *p)
 {
 #ifndef REPLAY
-	int zero = 0, in_turn = 0;
+	int zero = 0;
 	struct looks *turns = looks.lookup(&zero);
+	__u64 left;
 	enum walk walk;
 
-	if (!turns || (!turns->left && !turns->until_ns))
+	if (!turns)
 		return WALK_OTHER;
-	if (turns->left) { /* two CPUs may take the same one: no count depends on it */
-		turns->left--;
-		in_turn = 1;
+	left = turns->left;
+	if (!left && !turns->until_ns)
+		return WALK_OTHER;
+	if (left) {
+		turns->left = left - 1; /* two CPUs may take the same one: no count depends on it */
 	} else if (NOW_NS() >= turns->until_ns) {
 		turns->until_ns = 0;
 		return WALK_OTHER;
 	}
 	walk = read_bare(frame_start(ctx), frame_end(ctx), off, proto, p);
-	if (walk == WALK_SYN && !in_turn && !blocks.lookup((union address *)&p->saddr))
+	if (walk == WALK_SYN && !left && !blocks.lookup((union address *)&p->saddr))
 		return WALK_OTHER;
 	return walk;
 #endif
@@ -1245,8 +1251,8 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 #endif
 	j->family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	j->now = NOW_NS();
-	if (!packet.probe && is_blocked(&packet, j)) {
-		if (!j->set->observe && j->challenges <= 0) {
+	if (is_blocked(&packet, j)) {
+		if (!packet.probe && !j->set->observe && j->challenges <= 0) {
 			j->count->syns[j->family]++;
 			j->count->dropped[DROP_SCAN * FAMILIES + j->family]++;
 			*action = XDP_DROP;

@@ -18,7 +18,7 @@ import sys
 from pathlib import Path
 from typing import Any, NamedTuple, NoReturn, Optional
 
-from packetwatch import libbpf, program
+from packetwatch import libbpf, privileges, program
 
 _MESSAGE_BYTES = 1 << 16
 _CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from packetwatch import loader; loader.main(sys.argv[2:])"
@@ -90,6 +90,8 @@ def main(arguments: list[str]) -> None:
     channel = socket.socket(fileno=int(arguments[0]))
     parameters = program.Parameters(**json.loads(arguments[2]))
     sources = Path(arguments[1]).resolve()
+    libbpf.raise_memlock()
+    privileges.stop_being_root(privileges.READING)  # least privilege; and for root bcc reads all of /proc/kallsyms
     try:
         headers = _choose_headers(parameters.headers, sources)
         fds, handshakes, refused = _compile(parameters, sources)
@@ -131,6 +133,7 @@ def _flags(parameters: program.Parameters, sources: Path) -> list[str]:
     )
     return [
         f"-I{sources}",
+        "-fno-strict-aliasing",  # bytes of packets and maps are read as what they are needed as, as the kernel does
         "-Wno-everything",
         "-Werror=implicit-function-declaration",  # a misspelt helper would load as a wild jump
         f"-I/usr/include/{machine}",
@@ -141,7 +144,6 @@ def _flags(parameters: program.Parameters, sources: Path) -> list[str]:
 
 def _compile(parameters: program.Parameters, sources: Path) -> tuple[list[int], Optional[int], str]:
     """Descriptors of the program and of every map, in the order of program.MAPS; and see _load_handshakes()."""
-    libbpf.raise_memlock()
     try:
         import bcc
     except ImportError as fault:

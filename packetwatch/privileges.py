@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import os
 
@@ -16,7 +17,9 @@ NEEDED = frozenset({BPF, NET_ADMIN, CHOWN, DAC_OVERRIDE})
 READING = frozenset({BPF, NET_ADMIN, PERFMON, DAC_READ_SEARCH})
 
 _VERSION_3 = 0x20080522
-_PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 24, 38, 47
+NOBODY = 65534  #: user and group; not by name, which needs a database of users
+
+_PR_SET_KEEPCAPS, _PR_CAPBSET_DROP, _PR_SET_NO_NEW_PRIVS, _PR_CAP_AMBIENT = 8, 24, 38, 47
 _PR_CAP_AMBIENT_CLEAR_ALL = 4
 
 
@@ -54,10 +57,25 @@ def keep(wanted: frozenset[int]) -> None:
     for i, word in enumerate(sets):
         mask = sum(1 << (number - 32 * i) for number in wanted if number // 32 == i)
         word.permitted &= mask
-        word.effective &= mask
+        word.effective = word.permitted
         word.inheritable = 0
     if libc.capset(ctypes.byref(header), sets):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), "capset")
+
+
+def stop_being_root(wanted: frozenset[int]) -> None:
+    """Root becomes nobody who keeps these capabilities; where root may not, and of others, only the rest is given up.
+
+    CAP_SYS_ADMIN stays where it stands for another, see missing(). Raises OSError.
+    """
+    have = effective()
+    if os.geteuid() == 0:
+        ctypes.CDLL(None).prctl(_PR_SET_KEEPCAPS, 1, 0, 0, 0)
+        with contextlib.suppress(OSError):  # no CAP_SETUID, or a namespace that knows root alone
+            os.setgroups([])
+            os.setresgid(NOBODY, NOBODY, NOBODY)
+            os.setresuid(NOBODY, NOBODY, NOBODY)
+    keep(wanted if {BPF, PERFMON} <= have else wanted | {SYS_ADMIN})
 
 
 def _get() -> tuple[_Header, ctypes.Array[_Sets]]:

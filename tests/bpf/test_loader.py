@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pathlib
 import re
@@ -14,7 +15,7 @@ import tempfile
 
 import pytest
 
-from packetwatch import libbpf, loader, program
+from packetwatch import libbpf, loader, privileges, program
 from packetwatch.kernel import Kernel
 from tests.bpf import harness
 from tests.netns.conftest import Namespace, connect
@@ -111,6 +112,24 @@ def test_a_program_comes_with_every_map_and_nothing_is_inherited():
         assert not any(os.get_inheritable(fd) for fd in (loaded.prog, *loaded.maps.values()))
     finally:
         Kernel(loaded.prog, loaded.maps, SMALL).close()
+
+
+def test_root_compiles_as_nobody():
+    loaded = loader.load(SMALL)
+    try:
+        show = ["bpftool", "-j", "prog", "show", "id", str(libbpf.prog_id(loaded.prog))]
+        assert os.getuid() == 0 and json.loads(subprocess.check_output(show))["uid"] == privileges.NOBODY
+    finally:
+        Kernel(loaded.prog, loaded.maps, SMALL).close()
+
+
+def test_who_cannot_become_nobody_compiles_all_the_same():
+    """In a user namespace, or with a bounding set that lacks CAP_SETUID."""
+    code = "from tests.bpf import harness; print(harness.load_product().prog)"
+    bounds = "--bounding-set=-all,+bpf,+net_admin,+perfmon,+sys_resource"
+    command = ["setpriv", bounds, sys.executable, "-c", code]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=harness.ROOT)
+    assert result.stdout.strip().isdigit(), result.stderr
 
 
 def test_what_does_not_compile_is_told_in_one_line(tmp_path):
