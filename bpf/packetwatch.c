@@ -556,32 +556,19 @@ static __always_inline struct block *find_block(const struct packet *p, const st
 	return 0;
 }
 
-/* Whether the source is blocked, each SYN counted where the block stands. */
-static __always_inline int is_blocked(const struct packet *p, struct judgement *j)
-{
-	struct block *block = find_block(p, j);
-
-	if (!block)
-		return 0;
-	j->challenges = block->challenges;
-	if (!p->probe)
-		lock_xadd(&block->dropped, 1);
-	return 1;
-}
-
 /* A SYN that was faster than the block writes it itself, so that its drop is counted there. */
-static __always_inline void count_late_drop(const struct packet *p, struct judgement *j, __u64 blocked_ns)
+static __always_inline void count_late_drop(const struct packet *p, const struct judgement *j, __u64 blocked_ns)
 {
 	struct block fresh = { .since_ns = blocked_ns, .dropped = 1, .attachment = j->at->id, .length = ADDRESS_BITS };
-	struct block *block;
+	struct block *block = find_block(p, j);
 
-	if (is_blocked(p, j) || j->now > blocked_ns + BLOCK_WRITE_NS)
-		return;
-	if (j->set->open_ns)
-		fresh.until_ns = blocked_ns + j->set->open_ns; /* the other CPU prolongs it */
-	if (!blocks.insert((union address *)&p->saddr, &fresh))
-		return;
-	block = blocks.lookup((union address *)&p->saddr);
+	if (!block && j->now <= blocked_ns + BLOCK_WRITE_NS) {
+		if (j->set->open_ns)
+			fresh.until_ns = blocked_ns + j->set->open_ns; /* the other CPU prolongs it */
+		if (!blocks.insert((union address *)&p->saddr, &fresh))
+			return;
+		block = blocks.lookup((union address *)&p->saddr);
+	}
 	if (block)
 		lock_xadd(&block->dropped, 1);
 }
@@ -1201,6 +1188,7 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 {
 	struct packet packet;
 	struct scratch *mine;
+	struct block *block;
 	enum walk walk;
 	__be16 proto = 0;
 	int id, zero = 0;
@@ -1251,15 +1239,18 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 #endif
 	j->family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
 	j->now = NOW_NS();
-	if (is_blocked(&packet, j)) {
-		if (!packet.probe && !j->set->observe && j->challenges <= 0) {
+	block = find_block(&packet, j);
+	if (block && !packet.probe) {
+		lock_xadd(&block->dropped, 1);
+		if (block->challenges <= 0 && !j->set->observe) {
 			j->count->syns[j->family]++;
 			j->count->dropped[DROP_SCAN * FAMILIES + j->family]++;
 			*action = XDP_DROP;
 			return 0;
 		}
-		j->blocked = 1;
 	}
+	j->blocked = block != 0;
+	j->challenges = block ? block->challenges : 0;
 	mine->packet = packet;
 	return &mine->packet;
 }
