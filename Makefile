@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: Apache-2.0
 # Packetwatch. `make help` lists the targets; what they need is installed from deps/.
 PYTHON := /usr/bin/python3
-# One after the other, with the machine to themselves: they look at what the kernel does, and when.
-TIERS := unit bpf netns machine
-# Two at a time: mostly machines that install something.
-PAIRED := package puppet
+# Both run two tests at a time. First what looks at what the kernel does, and when; the longest begins.
+TIERS := machine netns bpf unit
+# Then what keeps both processors busy: machines that install something.
+INSTALLING := package puppet
 # Also run by CI: other kernels, a Puppet server with agents.
 LONG := vm fleet
 ARGS :=
@@ -20,11 +20,12 @@ run: need-root deps ## watch the default-route interface in the foreground; flag
 
 test: need-root deps-test lint build/gems/bin/fpm ## lint and every test but those that take long
 	@status=0; \
-	$(PYTHON) -m pytest $(TIERS:%=tests/%) || status=$$?; \
-	$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $(PAIRED:%=tests/%) || status=$$?; \
+	for tiers in "$(TIERS:%=tests/%)" "$(INSTALLING:%=tests/%)"; do \
+		$(PYTHON) -m pytest --numprocesses 2 --dist loadgroup $$tiers || status=$$?; \
+	done; \
 	exit $$status
 
-test-all: PAIRED += $(LONG)
+test-all: INSTALLING += $(LONG)
 test-all: deps-all test ## the same, other kernels and a fleet with a Puppet server (what CI runs)
 
 test-%: deps-all ## one tier: make test-unit, -bpf, -netns, -machine, -package, -puppet, -vm, -fleet

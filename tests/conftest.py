@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What holds for every tier: a skip is a failure, tools come from build/tools too, each tier tells its seconds.
 
-Under pytest-xdist a tier stays with one worker: its tests share machines, and follow each other.
+Under pytest-xdist a file stays with one worker, and so does a tier whose tests share machines and follow each other.
 """
 
 from __future__ import annotations
@@ -20,6 +20,8 @@ os.environ["PATH"] = os.pathsep.join([str(ROOT / "build/tools"), os.environ["PAT
 signal.signal(signal.SIGINT, signal.default_int_handler)
 signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
+WITH_MACHINES = {"machine", "package", "puppet", "vm", "fleet"}
+
 seconds = collections.Counter()
 passed = collections.Counter()
 
@@ -28,10 +30,12 @@ def tier(nodeid):
     return nodeid.split("/")[1] if nodeid.startswith("tests/") else "other"
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the marks in the same hook
 def pytest_collection_modifyitems(config, items):
     if config.pluginmanager.hasplugin("xdist"):
         for item in items:
-            item.add_marker(pytest.mark.xdist_group(tier(item.nodeid)))
+            shared = tier(item.nodeid)
+            item.add_marker(pytest.mark.xdist_group(shared if shared in WITH_MACHINES else item.nodeid.split("::")[0]))
 
 
 def refuse_skip(report):

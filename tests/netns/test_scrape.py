@@ -123,8 +123,13 @@ def test_an_address_may_come_after_the_start(resident, netns, address):
     watch = resident(host, f"interface = lo\nlog.format = json\nmetrics.listen = {place}\n")
     assert watch.status()["metrics"] == [place]
     host.run(["ip", "address", "add", address, "dev", "lo", *(["nodad"] if ":" in address else [])])
-    with host.enter(), urllib.request.urlopen(f"http://{place}/metrics", timeout=5) as answer:
-        assert b"packetwatch_syns_total" in answer.read()
+    with host.enter():  # the kernel gives it a route a little later
+        assert b"packetwatch_syns_total" in patient(lambda: read(f"http://{place}/metrics"))
+
+
+def read(url):
+    with urllib.request.urlopen(url, timeout=5) as answer:
+        return answer.read()
 
 
 def test_slow_and_many_clients_cost_nothing(watch, wire):
