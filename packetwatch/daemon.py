@@ -13,7 +13,7 @@ import socket
 import time
 from typing import Any, Optional
 
-from packetwatch import clock, config, configfiles, control, handover, loader, lookup
+from packetwatch import clock, config, configfiles, control, handover, heap, loader, lookup
 from packetwatch import notify, pending, privileges, program, servers, sessions, state
 from packetwatch.netlink import Monitor
 from packetwatch.answers import Answers
@@ -42,6 +42,7 @@ class StartError(Exception):
 
 def run(inputs: configfiles.Inputs) -> int:
     """Runs until SIGTERM or SIGINT; returns the exit status."""
+    heap.keep()
     daemon = Daemon(inputs)
     try:
         daemon.open()

@@ -18,7 +18,7 @@ LAYERS = (
     | {"budget", "marks", "summary", "operations", "manual", "servers", "history", "decoys", "recorded", "sieve"},
     # edges: mechanism without policy
     {"libbpf", "ring", "notify", "netlink", "clock", "memory", "sessions", "privileges", "program", "configfiles"}
-    | {"client", "capture", "serverfiles", "sinks", "sinks.records", "sinks.scrapes"},
+    | {"heap", "client", "capture", "serverfiles", "sinks", "sinks.records", "sinks.scrapes"},
     # parts, in three floors
     {"kernel", "interfaces", "lookup", "state", "store", "peer", "sinks.fold", "sinks.jsonlines", "sinks.text"}
     | {"sinks.writer"},
