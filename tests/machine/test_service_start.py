@@ -101,7 +101,7 @@ def test_the_catalog_explains_every_record(service):
 
 
 def test_the_journal_has_every_record(service):
-    """Also where journald is set to suppress what comes fast; sent no faster than it writes, else some would be lost."""
+    """Also where journald is set to suppress what comes fast; sent no faster than it writes, or some would be lost."""
     service.machine.write("/etc/systemd/journald.conf.d/test.conf", UNCOUNTED)
     service.machine.run(["systemctl", "restart", "systemd-journald"])
     service.start("[log]\nfold_rate = 0\n")
