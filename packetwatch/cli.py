@@ -45,6 +45,9 @@ class Parser(argparse.ArgumentParser):
         self.exit(USAGE, f"{self.prog}: {clean(message)} (see {self.prog} --help)\n")
 
 
+_NEVER_MEANT = "--force"  #: by who wrote something else: it shuts the operator out
+
+
 def main(argv: Optional[Sequence[str]] = None) -> int:
     """Runs one command; returns the exit status."""
     return guard.run(lambda: _run(sys.argv[1:] if argv is None else argv))
@@ -53,7 +56,7 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 def _run(argv: Sequence[str]) -> int:
     args, rest = parser().parse_known_args(argv)
     if rest:
-        known = [flag for action in args.parser._actions for flag in action.option_strings]
+        known = [flag for action in args.parser._actions for flag in action.option_strings if flag != _NEVER_MEANT]
         close = difflib.get_close_matches(rest[0].partition("=")[0], known, 1)
         args.parser.error(f"{rest[0]} is not understood" + (f"; did you mean {close[0]}?" if close else ""))
     status: int = args.command.act(args)

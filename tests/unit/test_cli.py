@@ -222,6 +222,7 @@ def test_what_a_command_asks_and_prints(resident, run, argv, request_, form):
         (["frobnicate"], "invalid choice"),
         (["status", "--sockt", "/s"], "did you mean --socket?"),
         (["run", "--scan-port", "3"], "did you mean --scan-ports?"),
+        (["block", "add", "192.0.2.1", "--for", "5m"], "--for is not understood (see"),
         (["run", "--scan-p=3"], "not understood"),
         (["status", "again"], "again is not understood"),
         (["status", "-o", "xml"], "invalid choice"),
