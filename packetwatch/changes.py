@@ -15,6 +15,7 @@ from packetwatch.operations import FAILED, NOT_PERMITTED, OPERATIONS, USAGE, Ref
 from packetwatch.pending import Pending
 from packetwatch.resident import Resident, tell
 from packetwatch.settings import Settings
+from packetwatch.sinks.text import local
 
 CONFIRM = "packetwatch confirm"
 REVERT = CONFIRM + " --revert"
@@ -45,6 +46,11 @@ class Changes:
             return None
         since, until = (clock.rfc3339(ns) for ns in (waiting.since_ns, waiting.until_ns))
         return {"change": waiting.words, "since": since, "until": until, "confirm": CONFIRM, "revert": REVERT}
+
+    @property
+    def due_ns(self) -> int:
+        """CLOCK_BOOTTIME of the way back; 0: nothing waits."""
+        return self._due_ns if self._waiting is not None else 0
 
     # changes
 
@@ -99,7 +105,7 @@ class Changes:
 
     def _refuse_second(self) -> None:
         if self._waiting is not None:
-            until = clock.rfc3339(self._waiting.until_ns)
+            until = local(self._waiting.until_ns)
             message = f"{self._waiting.words} waits for its confirmation until {until}, and one change at a time can"
             raise Refused(message, f"{CONFIRM}, or {REVERT}", NOT_PERMITTED)
 
@@ -213,7 +219,7 @@ class Changes:
         r = self._resident
         r.save()
         self._record(waiting, reason)
-        self._last = f"{waiting.words} was rolled back at {clock.rfc3339(clock.boot_ns() + clock.wall_offset_ns())}"
+        self._last = f"{waiting.words} was rolled back at {local(clock.boot_ns() + clock.wall_offset_ns())}"
         self._forget()
         tell(f"{waiting.words}: {reason}" + (", rolled back" if reason == "not confirmed" else ""))
 

@@ -54,13 +54,23 @@ def main(argv: Optional[Sequence[str]] = None) -> int:
 
 
 def _run(argv: Sequence[str]) -> int:
-    args, rest = parser().parse_known_args(argv)
+    top = parser()
+    if argv and argv[0].startswith("-") and argv[0] not in top._option_string_actions:
+        top.error(_misplaced(argv[0].partition("=")[0]))
+    args, rest = top.parse_known_args(argv)
     if rest:
         known = [flag for action in args.parser._actions for flag in action.option_strings if flag != _NEVER_MEANT]
         close = difflib.get_close_matches(rest[0].partition("=")[0], known, 1)
         args.parser.error(f"{rest[0]} is not understood" + (f"; did you mean {close[0]}?" if close else ""))
     status: int = args.command.act(args)
     return status
+
+
+def _misplaced(flag: str) -> str:
+    """What is wrong with a flag before the command."""
+    if any(flag in names for command in COMMANDS for names, _ in command.arguments):
+        return f"{flag} comes after the command: packetwatch COMMAND {flag} ..."
+    return f"{flag} is not understood"
 
 
 def parser() -> Parser:
@@ -216,7 +226,8 @@ def _act_replay(args: Args) -> int:
     if args.output == "json":
         print(replayed.as_json(accounts, rule))
     else:
-        print(*map(clean, replayed.as_text(accounts, rule)), sep="\n", file=sys.stderr)
+        for line in replayed.as_text(accounts, rule):
+            print(clean(line), file=sys.stderr)
     faults = [*filter(None, (each.fault for each in accounts)), *replayed.mismatches(accounts)]
     for fault in faults:
         print(f"packetwatch: {clean(fault)}", file=sys.stderr)

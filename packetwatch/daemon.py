@@ -29,6 +29,7 @@ from packetwatch.store import NoStore, PinStore, Store, SystemdStore
 TICK_S = 0.35  #: how long a record may wait on an idle host
 _FILES_WAIT_S = 0.2  # for the names of servers, which are read in milliseconds where disks answer
 _CONFIG_STATUS = 78
+_HOUR_NS = 3600 * SECOND
 
 
 class StartError(Exception):
@@ -75,6 +76,7 @@ class Daemon:
         self.stopping = self.reloading = False
         self.under_systemd = "NOTIFY_SOCKET" in os.environ
         self._watchdog_ns = notify.watchdog_interval_ns()
+        self._feed_ns = (self._watchdog_ns or _HOUR_NS) // 4
         self._fed_ns = self._next_ns = self._awake_ns = 0
         self._told_status = ""
         self._look = True
@@ -236,10 +238,12 @@ class Daemon:
 
     def _greeting(self) -> str:
         r = self.resident
-        watched = ", ".join(a.name for a in r.attachments.by_index.values()) or "no interface yet"
+        watched = ", ".join(a.name for a in r.attachments.by_index.values())
         reasons = sorted({entry.reason for entry in r.lists.allow_entries()})
         never = ", ".join(reasons) or "nobody"
-        how = "scanners are blocked" if r.mode == "enforce" else "nothing is blocked"
+        will = "are" if watched else "will be"
+        how = f"scanners {will} blocked" if r.mode == "enforce" else "nothing is blocked"
+        watched = watched or "no interface yet"
         stop = "" if self.under_systemd else "; Ctrl-C stops it"
         return f"watching {watched}; mode {r.mode}: {how}; never blocked: {never}; {self.store.keeps}{stop}"
 
@@ -257,18 +261,23 @@ class Daemon:
                 key.data(events)
             if self.resident.drain.run():
                 self._awake_ns = clock.boot_ns() + SECOND
+                self._next_ns = min(self._next_ns, self._awake_ns)
             self._wait_for_readers()
             if self.reloading:
                 self._reload_on_signal()
             if self._look:
                 self._look_around()
-            if clock.boot_ns() >= self._next_ns:
-                self._each_second()
+            if clock.boot_ns() >= self._due_ns():
+                self._keep_house()
+
+    def _due_ns(self) -> int:
+        """When housekeeping is due: a change that waits for its confirmation has come since that was last said."""
+        return min(self._next_ns, self.changes.due_ns or self._next_ns)
 
     def _pause_s(self) -> float:
-        """Until the next second, or the next look where records come: the kernel half wakes only for the first."""
+        """Until housekeeping, or the next look where records come: the kernel half wakes only for the first."""
         now = clock.boot_ns()
-        left, drain = max(0, self._next_ns - now) / SECOND, self.resident.drain
+        left, drain = max(0, self._due_ns() - now) / SECOND, self.resident.drain
         if drain.has_waiting():
             return 0.0  # said since the last batch
         # A record that came while others were being read has woken nobody.
@@ -289,9 +298,9 @@ class Daemon:
             self.selector.unregister(fd)
         self._writable = set()
 
-    def _each_second(self) -> None:
+    def _keep_house(self) -> None:
+        """Once a second, and a little less often at rest."""
         now = clock.boot_ns()
-        self._next_ns = now + SECOND
         self.resident.housekeeping()
         self.changes.expire(now)
         self.resident.drain.flush()
@@ -300,13 +309,14 @@ class Daemon:
         ailments = self.resident.ailments()
         if ailments or self._look_fault or self.resident.attachments.taken:
             self._look = True  # netlink may not have told, yet or ever
-        if not ailments and self._watchdog_ns is not None and now - self._fed_ns >= self._watchdog_ns // 4:
+        if not ailments and self._watchdog_ns is not None and now - self._fed_ns >= self._feed_ns:
             notify.watchdog()
             self._fed_ns = now
         text = ailments[0] if ailments else self._status()
         if text != self._told_status:
             notify.status(text)
             self._told_status = text
+        self._next_ns = self.resident.next_look_ns(now, self._feed_ns)
 
     def _status(self) -> str:
         r = self.resident

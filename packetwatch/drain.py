@@ -122,9 +122,11 @@ class Drain:
 
     def flush(self) -> None:
         """Once a second: what waits for slow readers, and summaries that are due."""
-        for sink in self.sinks:
+        waiting = [sink for sink in self.sinks if sink.has_waiting()]
+        for sink in waiting:
             sink.flush(self._now_ns())
-        self.count_refused()
+        if waiting:
+            self.count_refused()
 
     def count_refused(self) -> None:
         """Connections that the log, the first sink, did not take are lost. With two sinks one tells of the other."""

@@ -218,10 +218,14 @@ class Kernel:
 
     # settings
 
-    def settings(self) -> KernelSettings:
+    def raw_settings(self) -> bytes:
+        """As they lie in the map: to see whether it can be read."""
         value = libbpf.lookup(self.maps["settings"], _U32.pack(0), program.SETTINGS.size)
         assert value is not None
-        return KernelSettings.unpack(value)
+        return value
+
+    def settings(self) -> KernelSettings:
+        return KernelSettings.unpack(self.raw_settings())
 
     def apply(self, settings: KernelSettings) -> None:
         libbpf.update(self.maps["settings"], _U32.pack(0), settings.pack())

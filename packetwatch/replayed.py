@@ -157,11 +157,12 @@ def rule(texts: Mapping[str, str], one_host: bool) -> str:
 
 
 def as_text(accounts: Sequence[Replayed], rule: str) -> list[str]:
-    """Each file, and all together where there are several."""
-    lines = [line for each in accounts for line in as_lines(each)]
-    if len(accounts) > 1:
+    """Each file that could be read, and all together where there are several; nothing where there is none."""
+    read = [each for each in accounts if each.frames or not each.fault]
+    lines = [line for each in read for line in as_lines(each)]
+    if len(read) > 1:
         lines += as_lines(total(accounts))
-    return [*lines, f"Judged by: {rule}"]
+    return [*lines, f"Judged by: {rule}"] if lines else []
 
 
 def as_json(accounts: Sequence[Replayed], rule: str) -> str:

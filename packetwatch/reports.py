@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: Apache-2.0
 """What is told now and then from counters: folded connections, dropped ones, losses.
 
-Each report knows what it has told already; when it is due is its own affair, asked once a second.
+Each report knows what it has told already; when it is due is its own affair, asked once a second with all counts.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from packetwatch import address
 from packetwatch.clock import SECOND
 from packetwatch.drain import Drain
 from packetwatch.kernel import Block, Kernel
-from packetwatch.sinks.ledger import RING, Ledger
+from packetwatch.sinks.ledger import RING, Account, Ledger
 from packetwatch.summary import reduce
 
 _SUMMARY_ROWS = 32  # of each level, each time
@@ -49,14 +49,14 @@ class Folds:
         self._resting = adopted  # whether the set that rests may hold something
         self._due_ns = 0
 
-    def tell(self, now_ns: int, period_ns: int) -> None:
+    def tell(self, now_ns: int, total: Account, period_ns: int) -> None:
         """What has rested for a period; what was written till now rests from here on."""
         if now_ns < self._due_ns:
             return
         self._due_ns = now_ns + period_ns
         if self._resting:
             self.summarise(self._kernel, 1 - self.generation)
-        folded = sum(self._ledger.total().counters.folded)
+        folded = sum(total.counters.folded)
         self._resting = folded != self._folded
         if self._resting:
             self.turn()
@@ -88,12 +88,11 @@ class Drops:
         self._dropped = 0
         self._due_ns = now_ns + _DROPS_EVERY_NS
 
-    def tell(self, now_ns: int, mode: Optional[str]) -> None:
+    def tell(self, now_ns: int, total: Account, mode: Optional[str]) -> None:
         if now_ns < self._due_ns:
             return
         self._due_ns = now_ns + _DROPS_EVERY_NS
-        counters = self._ledger.total().counters
-        dropped = sum(counters.dropped) + sum(counters.would_drop)
+        dropped = sum(total.counters.dropped) + sum(total.counters.would_drop)
         if dropped == self._dropped:
             return
         self._dropped = dropped
@@ -118,14 +117,14 @@ class Drops:
 class Losses:
     """At once, then in doubling periods up to a minute; what is untold at the stop is told then."""
 
-    def __init__(self, ledger: Ledger, say: Say, told: Mapping[str, tuple[int, int, int]]) -> None:
+    def __init__(self, say: Say, told: Mapping[str, tuple[int, int, int]]) -> None:
         """told: as `told` was when the resident before noted it."""
         self.told = dict(told)  #: where -> (count told, CLOCK_BOOTTIME of the next, period in ns)
         self.refused = 0  #: blocks of the state file that found no room
-        self._ledger, self._say = ledger, say
+        self._say = say
 
-    def tell(self, now_ns: int, drain: Drain, final: bool = False) -> None:
-        for where, count in self._found(drain).items():
+    def tell(self, now_ns: int, total: Account, drain: Drain, final: bool = False) -> None:
+        for where, count in self._found(total, drain).items():
             told, due, period = self.told.get(where, (0, 0, SECOND))
             told -= drain.untold.pop(where, 0)
             self.told[where] = told, due, period
@@ -135,8 +134,7 @@ class Losses:
                 error = next((sink.last_error for sink in drain.sinks if sink.name == where), None)
                 self._say("loss", where=where, count=count - told, reason=error, message=_ADVICE.get(where))
 
-    def _found(self, drain: Drain) -> dict[str, int]:
-        total = self._ledger.total()
+    def _found(self, total: Account, drain: Drain) -> dict[str, int]:
         kernels = {
             RING: sum(total.lost[RING]),
             "alerts": total.counters.alerts_lost,
@@ -148,13 +146,14 @@ class Losses:
 class Storms:
     """Blocks that were not made, as too many were made at once: told at once, then once a minute."""
 
-    def __init__(self, ledger: Ledger, say: Say, now_ns: int) -> None:
-        self._ledger, self._say = ledger, say
-        self._frozen = ledger.total().counters.frozen
+    def __init__(self, say: Say, now_ns: int, frozen: int) -> None:
+        """frozen: so many are told already."""
+        self._say = say
+        self._frozen = frozen
         self._told_ns, self._due_ns = now_ns, 0
 
-    def tell(self, now_ns: int, mode: Optional[str]) -> None:
-        frozen = self._ledger.total().counters.frozen
+    def tell(self, now_ns: int, total: Account, mode: Optional[str]) -> None:
+        frozen = total.counters.frozen
         if frozen == self._frozen or now_ns < self._due_ns:
             return
         since = self._told_ns if self._due_ns else now_ns - SECOND

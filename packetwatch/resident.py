@@ -29,7 +29,8 @@ from packetwatch.store import Store
 _SETTLE_S = 0.05  # in which a packet that met the old settings or program is through
 _SAVING_RATE = 1  # single records a second and interface while the day's size is used up
 _SAVING_SUMMARY_NS = 60 * SECOND
-_QUIET_AFTER_NS = 5 * SECOND
+_QUIET_AFTER_NS = 3 * SECOND  # summaries are out by then
+_REST_NS = 2 * SECOND  # between two looks at a host where nothing happens
 _LOOK_EVERY_NS = 10 * SECOND
 _SAVE_EVERY_NS = 5 * SECOND
 _COOKIES_NS = 600 * SECOND  # life of a key
@@ -95,8 +96,8 @@ class Resident:
         self._seed = self.kernel.settings().seed or int.from_bytes(os.urandom(8), "little")
         self.folds = Folds(self.kernel, self.ledger, self.say, opened.adopted)
         self.drops = Drops(self.kernel, self.ledger, self.say, self.started_ns)
-        self.losses = Losses(self.ledger, self.say, note.get("losses", {}))
-        self.storms = Storms(self.ledger, self.say, self.started_ns)
+        self.losses = Losses(self.say, note.get("losses", {}))
+        self.storms = Storms(self.say, self.started_ns, self.ledger.total().counters.frozen)
         self._saved_ns = 0
         self._next_end_ns = 1  # CLOCK_BOOTTIME of the next end of a block; 0: none; 1: look
         self._ended: set[bytes] = set()
@@ -344,6 +345,13 @@ class Resident:
 
     # once a second
 
+    def next_look_ns(self, now: int, at_most_ns: int) -> int:
+        """When the next housekeeping is due: in a second, or a little later where nothing has happened for a while."""
+        if now < self._quiet_ns:
+            return now + SECOND
+        rested = now + max(SECOND, min(_REST_NS, at_most_ns))
+        return max(now + SECOND, min(rested, self._next_end_ns or rested))
+
     def housekeeping(self) -> None:
         now = clock.boot_ns()
         self._tell_ends(now)
@@ -352,12 +360,13 @@ class Resident:
             self._cookies_due_ns = now + _COOKIES_NS
         if self._is_busy(now):
             self.kernel.allow_looks(_LOOKS)
-            self.folds.tell(now, _SAVING_SUMMARY_NS if self.budget.saving else SECOND)
-            self.drops.tell(now, self.shown_mode())
-            self.losses.tell(now, self.drain)
-            self.storms.tell(now, self.shown_mode())
+            total, mode = self.ledger.total(), self.shown_mode()
+            self.folds.tell(now, total, _SAVING_SUMMARY_NS if self.budget.saving else SECOND)
+            self.drops.tell(now, total, mode)
+            self.losses.tell(now, total, self.drain)
+            self.storms.tell(now, total, mode)
             self._note()
-        self._save_space(now)
+            self._save_space(now)
         if self.unsaved and now - self._saved_ns >= _SAVE_EVERY_NS:
             self.save()
 
@@ -449,7 +458,7 @@ class Resident:
         """What keeps the data from flowing: the watchdog is not fed while there is any."""
         found = []
         try:
-            self.kernel.settings()
+            self.kernel.raw_settings()
             broken = self.attachments.broken({link.index for link in self.links})
         except OSError as fault:
             return [f"the maps cannot be read: {fault.strerror}"]
@@ -469,7 +478,7 @@ class Resident:
         while self.drain.run():
             pass
         self.drain.end_moments()
-        self.losses.tell(clock.boot_ns(), self.drain, final=True)
+        self.losses.tell(clock.boot_ns(), self.ledger.total(), self.drain, final=True)
         self.save()
         self._note()
         self.say("stop", mode=self.shown_mode())

@@ -108,7 +108,7 @@ class LogSink:
         return self._finish(before, now_ns)
 
     def flush(self, now_ns: int) -> Outcome:
-        """Tries again what waits and writes the summaries that are due: to be called at least once a second."""
+        """Tries again what waits and writes the summaries that are due: to be called about once a second."""
         return self._finish(self._marks(), now_ns)
 
     def close(self, now_ns: int) -> Outcome:
@@ -117,6 +117,10 @@ class LogSink:
         self._write_summaries()
         self.writer.close()
         return self._outcome(before)
+
+    def has_waiting(self) -> bool:
+        """Whether flush() may have anything to do, now or later."""
+        return bool(self.pending or len(self._fold))
 
     def waits_on(self) -> int:
         """The descriptor to poll for writing, then to call flush(); -1 where nothing waits that polling could help."""

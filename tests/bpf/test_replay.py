@@ -461,6 +461,15 @@ def test_the_other_files_are_judged_all_the_same(made, tmp_path):
     assert f"{tmp_path}/nothing: cannot be read: No such file" in done.errors
 
 
+def test_of_files_that_cannot_be_read_there_is_no_account(tmp_path):
+    done = command(tmp_path / "nothing", tmp_path / "none")
+    assert done.returncode == 1 and not done.stdout
+    assert done.stderr.splitlines() == [
+        f"packetwatch: {tmp_path}/{name}: cannot be read: No such file or directory (check the path)"
+        for name in ("nothing", "none")
+    ]
+
+
 def test_random_frames_raise_nothing_and_add_up(made):
     chance = random.Random(7)
     frames = []

@@ -75,7 +75,7 @@ def test_a_link_that_was_taken_away_is_made_again(watched):
 @pytest.mark.parametrize(
     ("module", "call", "fault", "told"),
     (
-        ("kernel", "Kernel.settings", "raise OSError(1, 'Operation not permitted')", "the maps cannot be read"),
+        ("kernel", "Kernel.raw_settings", "raise OSError(1, 'Operation not permitted')", "the maps cannot be read"),
         ("ring", "Ring.peek", "return memoryview(b'')", "the ring of connections does not move"),
         ("drain", "Drain.run", "__import__('time').sleep(60)", None),
     ),

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import time
+from datetime import datetime
 
 import pytest
 
@@ -125,6 +126,15 @@ def refused(watch, status, *words):
 
 
 # each change, confirmed and not
+
+
+def test_the_way_back_is_taken_at_its_time(watch):
+    """Though the host is at rest, where the monitor looks only every two seconds."""
+    time.sleep(4)
+    for source in ("192.0.2.77", "192.0.2.78", "192.0.2.79"):
+        assert watch.answer("block", "add", source, "--confirm", "1s")["pending"]
+        begin, end = (watch.record(event, src_ip=source)["timestamp"] for event in ("block", "unblock"))
+        assert 0.9 < (datetime.fromisoformat(end) - datetime.fromisoformat(begin)).total_seconds() < 1.8
 
 
 def test_not_confirmed_it_is_rolled_back(watch, case):

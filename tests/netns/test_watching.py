@@ -107,7 +107,8 @@ def test_the_default_route_is_followed(resident, netns, veth):
     veth(host, "eth1", outside, "far1", ["198.51.100.1/24", "2001:db8::1/64"], ["198.51.100.2/24"])
     watch = resident(host, QUIET)
     assert watched(watch) == {} and "none is wanted" in watch.done("status")
-    assert "no interface yet" in watch.records("start")[0]["message"]
+    message = watch.records("start")[0]["message"]
+    assert "no interface yet" in message and "scanners will be blocked" in message
     host.ip("route add default via 192.0.2.2")
     becomes(watch, {"eth0": "native"})
     host.ip("-6 route add default via 2001:db8::2")
