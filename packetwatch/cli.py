@@ -204,9 +204,18 @@ def _print(args: Args, result: Any, text: Callable[[Any], str]) -> None:
 
 
 def _act_run(args: Args) -> int:
+    from packetwatch import loader
+
+    flags = _settings_given(args)
+    child = loader.Loader() if _is_cold(flags) else None  # comes up while all that follows is imported
     from packetwatch import daemon  # the resident and all it needs: no other command pays for it
 
-    return daemon.run(_inputs(args, _settings_given(args)))
+    return daemon.run(_inputs(args, flags), child)
+
+
+def _is_cold(flags: Mapping[str, Sequence[str]]) -> bool:
+    """Whether no process before has left anything to adopt. Where this errs, the start is a little slower."""
+    return "LISTEN_FDS" not in os.environ and not any(map(os.path.isdir, flags.get("pin", ())))
 
 
 def _settings_given(args: Args) -> dict[str, Sequence[str]]:

@@ -41,10 +41,10 @@ class StartError(Exception):
         self.status = status
 
 
-def run(inputs: configfiles.Inputs) -> int:
-    """Runs until SIGTERM or SIGINT; returns the exit status."""
+def run(inputs: configfiles.Inputs, child: Optional[loader.Loader]) -> int:
+    """Runs until SIGTERM or SIGINT; returns the exit status. child: the loader, where it was started already."""
     heap.keep()
-    daemon = Daemon(inputs)
+    daemon = Daemon(inputs, child)
     try:
         daemon.open()
         daemon.loop()
@@ -69,8 +69,9 @@ def run(inputs: configfiles.Inputs) -> int:
 class Daemon:
     """Opens everything in the order in which it can fail, then loops."""
 
-    def __init__(self, inputs: configfiles.Inputs) -> None:
+    def __init__(self, inputs: configfiles.Inputs, child: Optional[loader.Loader]) -> None:
         self.inputs = inputs
+        self._loader = child
         self.selector = selectors.DefaultSelector()
         self._rings = select.epoll()  #: edge-triggered: else a stream of records would never let the loop wait
         self.stopping = self.reloading = False
@@ -164,10 +165,14 @@ class Daemon:
                 raise StartError(
                     f"not permitted: {', '.join(missing)} missing", "run as root (sudo), or as the service does", 4
                 )
-            loaded = loader.load(parameters)
+            loaded = self._loader.load(parameters) if self._loader is not None else loader.load(parameters)
             return handover.Fresh(loaded.prog, loaded.maps, loaded.handshakes, loaded.refused)
 
-        return handover.open_kernel(parameters, self.store, load)
+        try:
+            return handover.open_kernel(parameters, self.store, load)
+        finally:
+            if self._loader is not None:
+                self._loader.close()
 
     def _open_outside(self, settings: Settings) -> None:
         answers = Answers(self.resident, self.changes, self.reload, self._outside)
@@ -550,6 +555,8 @@ class Daemon:
                 resident.handshakes.detach()
             resident.finish()
             self.store.end()
+        if self._loader is not None:
+            self._loader.close()
         if self._lookup is not None:
             self._lookup.close()
         if self._exporter is not None:

@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: Apache-2.0
 """Compiles and loads the kernel half in a process of its own, and hands over the descriptors.
 
-The only importer of bcc (LLVM: 120 MB while it lives). `load` runs in the resident and imports
+The only importer of bcc (LLVM: 120 MB while it lives). `Loader` runs in the resident and imports
 nothing of it; `main` is the child.
 """
 
 from __future__ import annotations
 
+import contextlib
+import importlib
 import json
 import os
 import platform
@@ -21,7 +23,8 @@ from typing import Any, NamedTuple, NoReturn, Optional
 from packetwatch import libbpf, privileges, program
 
 _MESSAGE_BYTES = 1 << 16
-_CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from packetwatch import loader; loader.main(sys.argv[2:])"
+_CHILD = "import sys; sys.path.insert(0, sys.argv[1]); from packetwatch import loader; loader.main(int(sys.argv[2]))"
+_HUGE_PAGES = {"GLIBC_TUNABLES": "glibc.malloc.hugetlb=1"}  # asked for with madvise(2): a third of the page faults less
 _TIME_LIMIT_S = 60
 _LAST_BYTES = 1 << 16  # of what LLVM and the verifier print: a refusal stands at the end
 _REPORT = "report it with this line, please"
@@ -45,36 +48,63 @@ class Loaded(NamedTuple):
     refused: str = ""  #: why there is none of that
 
 
-def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loaded:
-    """Runs the loader and takes its descriptors. Raises LoadError."""
-    ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with ours, theirs:
-        ours.settimeout(_TIME_LIMIT_S)
-        child = subprocess.Popen(
-            [sys.executable, "-IB", "-c", _CHILD, str(Path(__file__).resolve().parent.parent)]
-            + [str(theirs.fileno()), str(sources), json.dumps(parameters._asdict())],
-            pass_fds=[theirs.fileno()],
-            cwd="/",  # bcc fails where the folder we were started in is gone
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE,
-        )
-        theirs.close()
+class Loader:
+    """The child, started before anybody knows what it shall load: it takes a while to come up. To be closed."""
+
+    def __init__(self) -> None:
+        self._channel, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with theirs:
+            self._child = subprocess.Popen(
+                [sys.executable, "-IB", "-c", _CHILD, str(Path(__file__).resolve().parent.parent)]
+                + [str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                cwd="/",  # bcc fails where the folder we were started in is gone
+                env={**_HUGE_PAGES, **os.environ},
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=subprocess.PIPE,
+            )
+
+    def load(self, parameters: program.Parameters, sources: Path = program.SOURCES) -> Loaded:
+        """Has it compile, takes its descriptors and ends it. Raises LoadError."""
+        message, fds = self._ask({"sources": str(sources), "parameters": parameters._asdict()})
+        errors = self._child.communicate()[1].decode(errors="replace")
+        answer: dict[str, Any] = json.loads(message) if message else {}
+        if "error" in answer:
+            raise LoadError(answer["error"], answer["hint"])
+        handshakes = fds.pop() if answer.get("handshakes") else None
+        if len(fds) != len(program.MAPS) + 1:
+            last_words = _last_words(self._child.returncode, errors)
+            raise LoadError(f"the loader ended without a program: {last_words}", "try again")
+        for fd in (*fds, *([handshakes] if handshakes is not None else [])):
+            os.set_inheritable(fd, False)
+        return Loaded(fds[0], dict(zip(program.MAPS, fds[1:])), answer["headers"], handshakes, answer["refused"])
+
+    def _ask(self, request: dict[str, Any]) -> tuple[bytes, list[int]]:
+        """Its answer, which is empty where it has died or takes too long."""
+        self._channel.settimeout(_TIME_LIMIT_S)
         try:
-            message, fds, _, _ = socket.recv_fds(ours, _MESSAGE_BYTES, len(program.MAPS) + 2)
+            self._channel.send(json.dumps(request).encode())
+            message, fds, _, _ = socket.recv_fds(self._channel, _MESSAGE_BYTES, len(program.MAPS) + 2)
+            return message, fds
         except socket.timeout:
-            child.kill()
-            message, fds = b"", []
-        errors = child.communicate()[1].decode(errors="replace")
-    answer: dict[str, Any] = json.loads(message) if message else {}
-    if "error" in answer:
-        raise LoadError(answer["error"], answer["hint"])
-    handshakes = fds.pop() if answer.get("handshakes") else None
-    if len(fds) != len(program.MAPS) + 1:
-        raise LoadError(f"the loader ended without a program: {_last_words(child.returncode, errors)}", "try again")
-    for fd in (*fds, *([handshakes] if handshakes is not None else [])):
-        os.set_inheritable(fd, False)
-    return Loaded(fds[0], dict(zip(program.MAPS, fds[1:])), answer["headers"], handshakes, answer["refused"])
+            self._child.kill()
+        except (BrokenPipeError, ConnectionResetError):
+            pass  # its last words say why
+        return b"", []
+
+    def close(self) -> None:
+        """Ends it, if it still waits."""
+        self._channel.close()
+        if self._child.returncode is None:
+            self._child.kill()
+            self._child.communicate()
+
+
+def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loaded:
+    """Starts a loader and has it load. Raises LoadError."""
+    with contextlib.closing(Loader()) as child:
+        return child.load(parameters, sources)
 
 
 def _last_words(status: int, errors: str) -> str:
@@ -85,13 +115,17 @@ def _last_words(status: int, errors: str) -> str:
     return (errors.strip().splitlines() or [f"exit status {status}"])[-1]
 
 
-def main(arguments: list[str]) -> None:
-    """The child: file descriptor of the socket, folder of the sources, parameters as JSON."""
-    channel = socket.socket(fileno=int(arguments[0]))
-    parameters = program.Parameters(**json.loads(arguments[2]))
-    sources = Path(arguments[1]).resolve()
+def main(descriptor: int) -> None:
+    """The child; descriptor: of the socket on which one request comes, or none."""
+    channel = socket.socket(fileno=descriptor)
     libbpf.raise_memlock()
     privileges.stop_being_root(privileges.READING)  # least privilege; and for root bcc reads all of /proc/kallsyms
+    with contextlib.suppress(ImportError):
+        importlib.import_module("bcc")  # takes a while, in which the request may come
+    request = json.loads(channel.recv(_MESSAGE_BYTES) or "null")
+    if request is None:
+        return
+    parameters, sources = program.Parameters(**request["parameters"]), Path(request["sources"]).resolve()
     try:
         headers = _choose_headers(parameters.headers, sources)
         fds, handshakes, refused = _compile(parameters, sources)
@@ -101,6 +135,7 @@ def main(arguments: list[str]) -> None:
         message = {"headers": headers, "handshakes": handshakes is not None, "refused": refused}
         rest = [handshakes] if handshakes is not None else []
         socket.send_fds(channel, [json.dumps(message).encode()], fds + rest)
+        os._exit(0)  # tidying up would take LLVM a while
 
 
 def _choose_headers(wish: str, sources: Path) -> str:

@@ -8,6 +8,7 @@ import os
 import pathlib
 import re
 import shutil
+import signal
 import socket
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from packetwatch import libbpf, loader, privileges, program
 from packetwatch.kernel import Kernel
 from tests.bpf import harness
 from tests.netns.conftest import Namespace, connect
+from tests.netns.resident import wait_for
 
 SMALL = program.Parameters(trackers=4096, blocks=1024, ring_bytes=1 << 16, headers="auto")
 RIGHTS = "+bpf,+net_admin,+perfmon"
@@ -112,6 +114,34 @@ def test_a_program_comes_with_every_map_and_nothing_is_inherited():
         assert not any(os.get_inheritable(fd) for fd in (loaded.prog, *loaded.maps.values()))
     finally:
         Kernel(loaded.prog, loaded.maps, SMALL).close()
+
+
+def has_process(pid):
+    return pathlib.Path(f"/proc/{pid}").exists()
+
+
+def test_a_loader_that_nobody_needs_ends():
+    child = loader.Loader()
+    assert has_process(child._child.pid)
+    child.close()
+    assert not has_process(child._child.pid)
+
+
+def test_a_loader_whose_parent_dies_ends():
+    code = (
+        "import os, sys; from packetwatch import loader; child = loader.Loader(); "
+        "print(child._child.pid, flush=True); os.kill(os.getpid(), 9)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=harness.ROOT, capture_output=True, text=True, timeout=30)
+    assert done.returncode == -signal.SIGKILL
+    wait_for(lambda: not has_process(int(done.stdout)), "its end")
+
+
+def test_a_loader_that_dies_is_told_of():
+    child = loader.Loader()
+    os.kill(child._child.pid, signal.SIGSEGV)
+    with pytest.raises(loader.LoadError, match="killed by signal 11"):
+        child.load(SMALL)
 
 
 def test_root_compiles_as_nobody():

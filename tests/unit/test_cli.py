@@ -16,7 +16,7 @@ import types
 
 import pytest
 
-from packetwatch import __version__, address, cli, config, configfiles, manual, overview, show
+from packetwatch import __version__, address, cli, config, configfiles, loader, manual, overview, show
 from packetwatch.config import ConfigError
 from packetwatch.configfiles import Inputs
 from packetwatch.control import Refused, Server
@@ -583,7 +583,8 @@ def started(monkeypatch):
     """The inputs that `run` starts the resident with."""
     inputs = []
     fake = types.ModuleType("packetwatch.daemon")
-    fake.run = lambda given: inputs.append(given) or 5
+    fake.run = lambda given, child: inputs.append(given) or 5
+    monkeypatch.setattr(loader, "Loader", lambda: None)
     monkeypatch.setitem(sys.modules, "packetwatch.daemon", fake)
     monkeypatch.setattr(sys.modules["packetwatch"], "daemon", fake, raising=False)
     return inputs
@@ -824,6 +825,17 @@ def test_commands_do_not_load_what_only_the_resident_needs(tmp_path):
     heavy = {"bcc", "prometheus_client", "ctypes", "systemd", "subprocess", "http", "asyncio"}
     own = {"packetwatch.daemon", "packetwatch.control", "packetwatch.kernel", "packetwatch.loader"}
     assert not (heavy | own) & set(modules)
+
+
+@pytest.mark.parametrize("listen_fds, pin, is_cold", [
+    (None, None, True), (None, "none", True), (None, "there", False), ("0", None, False), ("3", "none", False),
+])
+def test_a_loader_is_begun_where_there_is_nothing_to_adopt(monkeypatch, tmp_path, listen_fds, pin, is_cold):
+    (tmp_path / "there").mkdir()
+    monkeypatch.delenv("LISTEN_FDS", raising=False)
+    if listen_fds is not None:
+        monkeypatch.setenv("LISTEN_FDS", listen_fds)
+    assert cli._is_cold({"pin": [str(tmp_path / pin)]} if pin else {}) is is_cold
 
 
 # man pages
