@@ -1203,6 +1203,7 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 	if (walk == WALK_OTHER)
 		return 0;
 	packet.network_off = off;
+	j->now = NOW_NS(); /* early: reading the clock waits for all that was begun before */
 	j->at = find_attachment(INGRESS(ctx));
 	if (!j->at)
 		return 0;
@@ -1238,7 +1239,6 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 	tell_hosts_apart(ctx, &packet, j->set->seed);
 #endif
 	j->family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
-	j->now = NOW_NS();
 	block = find_block(&packet, j);
 	if (block && !packet.probe) {
 		lock_xadd(&block->dropped, 1);

@@ -6,6 +6,7 @@ Needs the right to load programs. Attaches nothing.
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import json
 import os
@@ -286,6 +287,17 @@ def drain(ring, decode):
 def empty_array(kernel, name, entries, size):
     for index in range(entries):
         libbpf.update(kernel.maps[name], index.to_bytes(4, sys.byteorder), bytes(size))
+
+
+@contextlib.contextmanager
+def one_cpu():
+    """For what each CPU counts for itself."""
+    before = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {min(before)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, before)
 
 
 def load_product():

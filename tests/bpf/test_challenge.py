@@ -361,10 +361,11 @@ def test_challenges_are_rate_limited(host):
     sources = [traffic.source(number) for number in range(60)]
     for source in sources:
         scan(host, source)
-    verdicts = [host.run(syn(source)) for source in sources for _ in range(2)]
-    assert verdicts.count(TX) == 100 and verdicts[:100] == [TX] * 100
-    host.at(START + SECOND // 20)
-    assert [host.run(syn(source)) for source in sources for _ in range(2)].count(TX) == 5
+    with harness.one_cpu():
+        verdicts = [host.run(syn(source)) for source in sources for _ in range(2)]
+        assert verdicts.count(TX) == 100 and verdicts[:100] == [TX] * 100
+        host.at(START + SECOND // 20)
+        assert [host.run(syn(source)) for source in sources for _ in range(2)].count(TX) == 5
 
 
 def test_a_storm_does_not_protect_who_is_proven(host):

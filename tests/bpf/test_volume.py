@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import select
 import threading
 
@@ -168,11 +167,11 @@ def test_a_full_ring_of_scans_is_counted_and_the_block_stands(host):
 
 def test_a_cpu_wakes_the_reader_only_when_its_count_says_so(host):
     host.settings(wakeup_mask=63)
-    with one_cpu(), waiting(host) as woken:
+    with harness.one_cpu(), waiting(host) as woken:
         host.run(frame(A, 80))
         assert woken.wait(5), "the first one is told at once"
     host.records()
-    with one_cpu(), waiting(host) as woken:
+    with harness.one_cpu(), waiting(host) as woken:
         host.run(frame(A, 80), repeat=62)
         assert not woken.wait(0.2), "62 more are no reason"
         host.run(frame(A, 80))
@@ -190,16 +189,6 @@ def test_the_first_record_after_a_quiet_time_wakes_the_reader(host, quiet_ns, wa
         assert woken.wait(5 if wakes else 0.2) == wakes
         host.at(host.time_ns + SECOND)
         host.run(frame(A, 80))  # so that nobody waits on
-
-
-@contextlib.contextmanager
-def one_cpu():
-    before = os.sched_getaffinity(0)
-    os.sched_setaffinity(0, {min(before)})
-    try:
-        yield
-    finally:
-        os.sched_setaffinity(0, before)
 
 
 @contextlib.contextmanager
