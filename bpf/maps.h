@@ -40,6 +40,7 @@
 #define CHALLENGE_BURST_NS 1000000000ULL /* how far they may run ahead of that */
 #define QUIET_NS 250000000ULL /* after which a record is told at once: who reads has gone to sleep */
 #define ANSWER_NS 1000000000ULL /* in which the answer to a challenge is waited for */
+#define TICKS_LATE_NS 1000000000ULL /* by how much ticks may be late, where virtual CPUs wait for real ones */
 #define PORT_BYTES 8192 /* a bit for each port */
 #ifndef FOLDS
 #define FOLDS 2048 /* per level, of both generations */
@@ -219,6 +220,8 @@ struct scratch { /* per CPU */
 	struct option_bytes options; /* a copy of them, for the header walk */
 	struct offender nobody; /* all zero: too large for the stack */
 	struct packet packet; /* being judged: to the verifier anything, however it came here */
+	__u64 tick; /* of the kernel, in which the clock was read last for blocks */
+	__u64 tick_ns; /* what it said */
 };
 
 struct looks { /* at bare acknowledgments */

@@ -41,6 +41,9 @@ BPF_RINGBUF_OUTPUT(alerts, ALERTS_PAGES);
 
 #ifndef NOW_NS
 #define NOW_NS() bpf_ktime_get_boot_ns() /* tests set a clock of their own */
+#define TICK() bpf_jiffies64()
+#else
+#define TICK() NOW_NS()
 #endif
 #ifndef REPLAY
 #define FRAME_OFFSET 0
@@ -534,10 +537,24 @@ blocked:
 	return ALERT_BLOCKED;
 }
 
-/* That of the source alone, or of its network. */
-static __always_inline struct block *find_block(const struct packet *p, const struct judgement *j)
+/*
+ * Whether a block is in force, as one that does not end soon can tell without the clock: to read it
+ * costs as much as all else that a blocked SYN needs. A CPU reads it once in a tick of the kernel.
+ */
+static __always_inline int is_surely_in_force(struct xdp_md *ctx, const struct block *block, struct scratch *mine)
 {
-	struct block *block = blocks.lookup((union address *)&p->saddr);
+	__u64 tick = TICK();
+
+	if (mine->tick != tick) {
+		mine->tick = tick;
+		mine->tick_ns = NOW_NS();
+	}
+	return in_force(block->until_ns, mine->tick_ns + TICKS_LATE_NS);
+}
+
+/* That of the source alone, which is given, if it is in force; else that of its network. */
+static __always_inline struct block *find_block(const struct packet *p, const struct judgement *j, struct block *block)
+{
 	union address network;
 	int zero = 0;
 	__u64 *wide;
@@ -560,7 +577,7 @@ static __always_inline struct block *find_block(const struct packet *p, const st
 static __always_inline void count_late_drop(const struct packet *p, const struct judgement *j, __u64 blocked_ns)
 {
 	struct block fresh = { .since_ns = blocked_ns, .dropped = 1, .attachment = j->at->id, .length = ADDRESS_BITS };
-	struct block *block = find_block(p, j);
+	struct block *block = find_block(p, j, blocks.lookup((union address *)&p->saddr));
 
 	if (!block && j->now <= blocked_ns + BLOCK_WRITE_NS) {
 		if (j->set->open_ns)
@@ -1203,7 +1220,6 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 	if (walk == WALK_OTHER)
 		return 0;
 	packet.network_off = off;
-	j->now = NOW_NS(); /* early: reading the clock waits for all that was begun before */
 	j->at = find_attachment(INGRESS(ctx));
 	if (!j->at)
 		return 0;
@@ -1239,7 +1255,11 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 	tell_hosts_apart(ctx, &packet, j->set->seed);
 #endif
 	j->family = packet.ipv6 ? FAMILY_IPV6 : FAMILY_IPV4;
-	block = find_block(&packet, j);
+	block = blocks.lookup((union address *)&packet.saddr);
+	if (!block || !is_surely_in_force(ctx, block, mine)) {
+		j->now = NOW_NS();
+		block = find_block(&packet, j, block);
+	}
 	if (block && !packet.probe) {
 		lock_xadd(&block->dropped, 1);
 		if (block->challenges <= 0 && !j->set->observe) {
@@ -1249,6 +1269,8 @@ static __always_inline struct packet *take(struct xdp_md *ctx, struct judgement 
 			return 0;
 		}
 	}
+	if (!j->now)
+		j->now = NOW_NS();
 	j->blocked = block != 0;
 	j->challenges = block ? block->challenges : 0;
 	mine->packet = packet;

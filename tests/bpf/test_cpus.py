@@ -12,10 +12,12 @@ import os
 
 import pytest
 
-from packetwatch import event, rules
+from packetwatch import clock, event, rules
 from packetwatch.address import parse, single
+from packetwatch.kernel import Block
 from tests.bpf import traffic
 from tests.bpf.harness import DROP, PASS, SECOND
+from tests.bpf.traffic import A, send
 
 FORK = multiprocessing.get_context("fork")
 ROUNDS = 60
@@ -127,3 +129,19 @@ def test_a_block_counts_the_drops_of_both_cpus(host):
     with two_cpus(host) as cpus:
         at_once(cpus, [[traffic.frame(source, 80)]] * 2, repeat=20000)
     assert traffic.block(host, source).dropped == 40000 == host.counters().dropped[0]
+
+
+def test_a_block_ends_in_time_though_its_drops_hardly_ask_the_clock(host):
+    """Till a second before the end a CPU asks once in a tick of the kernel, then for each SYN."""
+    begin = clock.boot_ns()
+    end = begin + 3 * SECOND // 2
+    host.kernel.blocks.put(Block(parse(A), end, begin, 0, 0))
+    dropped = 0
+    while True:
+        before = clock.boot_ns()
+        verdict, = send(host, A, 80)
+        if before >= end:
+            break
+        assert verdict == DROP or clock.boot_ns() >= end
+        dropped += verdict == DROP
+    assert verdict == PASS and host.counters().dropped[0] == dropped == traffic.block(host, A).dropped > 100

@@ -185,7 +185,7 @@ def test_every_map_has_the_sizes_that_python_uses(rig):
         "attachments": (4, program.ATTACHMENT.size),
         "counters": (4, kernel.COUNTER_WORDS * 8),
         "local": (program.PREFIX_KEY.size, 4),
-        "scratch": (4, 24 + 64 + program.OFFENDER.size + 56),
+        "scratch": (4, 24 + 64 + program.OFFENDER.size + 56 + 16),
         "recent_unlisted": (4, 24),
         "sources": (program.PREFIX_KEY.size, program.SOURCE.size),
         "marks": (4, marks.SIZE),
