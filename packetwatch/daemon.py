@@ -54,6 +54,8 @@ def run(inputs: configfiles.Inputs, child: Optional[loader.Loader]) -> int:
             tell(str(each))
         return _CONFIG_STATUS
     except (StartError, loader.LoadError, state.StateError, metrics.MetricsUnavailable) as fault:
+        if daemon.stopping:
+            return 0  # whoever stops a start may have stopped the loader first
         tell(f"{fault}; {fault.hint}" if fault.hint else str(fault))
         return getattr(fault, "status", 1)
     except control.Refused as fault:
@@ -270,10 +272,10 @@ class Daemon:
             self._wait_for_readers()
             if self.reloading:
                 self._reload_on_signal()
-            if self._look:
-                self._look_around()
             if clock.boot_ns() >= self._due_ns():
                 self._keep_house()
+            if self._look:
+                self._look_around()
 
     def _due_ns(self) -> int:
         """When housekeeping is due: a change that waits for its confirmation has come since that was last said."""
@@ -510,6 +512,8 @@ class Daemon:
             except OSError as fault:
                 place = self.resident.settings.log_file
                 raise StartError(f"log.file {place}: {fault.strerror}", "choose a writable path") from None
+            finally:
+                self.resident.drain.count_refused()
 
     # what others see
 

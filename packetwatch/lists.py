@@ -139,6 +139,10 @@ class Lists:
             del self.manual_blocks[entry.prefix]
         return ended
 
+    def next_end_ns(self) -> int:
+        """Of the manual blocks, as CLOCK_BOOTTIME; 0: none ends."""
+        return min((end for prefix in self.manual_blocks if (end := self._ends[prefix])), default=0)
+
     def saved_blocks(self, wall_offset_ns: int) -> tuple[Manual, ...]:
         """With their ends as wall time, as the clock stands now."""
         return tuple(

@@ -63,6 +63,7 @@ class Loader:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=subprocess.PIPE,
+                start_new_session=True,  # Ctrl-C is the resident's affair
             )
 
     def load(self, parameters: program.Parameters, sources: Path = program.SOURCES) -> Loaded:
@@ -88,7 +89,7 @@ class Loader:
             message, fds, _, _ = socket.recv_fds(self._channel, _MESSAGE_BYTES, len(program.MAPS) + 2)
             return message, fds
         except socket.timeout:
-            self._child.kill()
+            self._kill()
         except (BrokenPipeError, ConnectionResetError):
             pass  # its last words say why
         return b"", []
@@ -97,8 +98,12 @@ class Loader:
         """Ends it, if it still waits."""
         self._channel.close()
         if self._child.returncode is None:
-            self._child.kill()
+            self._kill()
             self._child.communicate()
+
+    def _kill(self) -> None:
+        with contextlib.suppress(PermissionError):  # root without CAP_KILL; the channel's end ends it a little later
+            self._child.kill()
 
 
 def load(parameters: program.Parameters, sources: Path = program.SOURCES) -> Loaded:

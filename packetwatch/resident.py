@@ -350,7 +350,8 @@ class Resident:
         if now < self._quiet_ns:
             return now + SECOND
         rested = now + max(SECOND, min(_REST_NS, at_most_ns))
-        return max(now + SECOND, min(rested, self._next_end_ns or rested))
+        ends = (self._next_end_ns or rested, self.lists.next_end_ns() or rested)
+        return max(now + SECOND, min(rested, *ends))
 
     def housekeeping(self) -> None:
         now = clock.boot_ns()

@@ -320,3 +320,33 @@ def test_ready_is_told_only_when_it_watches(resident, host, tmp_path):
         assert "xdp" in host.ip("link show v0")
         assert b"STATUS=enforce, watching v0 (native)" in text
         assert one.stop() == 0
+
+
+# an end before the beginning
+
+
+def processes(ns):
+    return subprocess.check_output(["ip", "netns", "pids", ns.name]).split()
+
+
+def nobody_is_left(ns):
+    """Above all no loader."""
+    wait_for(lambda: not processes(ns), "the end of its processes")
+
+
+@pytest.mark.parametrize("after_s", [0, 0.1, 0.3, 0.6, 0.9])
+def test_ctrl_c_during_the_start_ends_it_without_a_word(resident, host, after_s):
+    """As a terminal does it: for the loader, too, at whatever it is."""
+    one = resident(host, QUIET, start=False, prefix=["setsid"])
+    one.launch()
+    wait_for(lambda: len(processes(host)) == 2, "the loader")
+    time.sleep(after_s)
+    os.killpg(one.process.pid, signal.SIGINT)
+    assert one.process.wait(20) in (0, 128 + signal.SIGINT)  # the latter while nothing is set up
+    assert one.errors() == "" and "xdp" not in host.ip("link")
+    nobody_is_left(host)
+
+
+def test_a_fault_before_the_loader_has_work_leaves_none_behind(resident, host):
+    assert fails(resident, host, QUIET + "nonsense = 1\n")[0] == 78
+    nobody_is_left(host)
