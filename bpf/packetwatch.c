@@ -519,6 +519,7 @@ static __always_inline __u8 block_source(const struct packet *p, const struct ju
 		return ALERT_REFUSED;
 	}
 	if (!in_force(old->until_ns, j->now)) {
+		fresh->dropped += old->dropped; /* user space may not have seen its end, nor told of its last ones */
 		blocks.update(&key, fresh);
 		goto blocked;
 	}

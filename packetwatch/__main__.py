@@ -3,7 +3,10 @@
 
 import sys
 
-from packetwatch.cli import main
+try:
+    from packetwatch.cli import main
+except KeyboardInterrupt:  # later ones are the guard's
+    sys.exit(130)
 
 if __name__ == "__main__":
     sys.exit(main())

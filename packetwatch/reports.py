@@ -25,7 +25,7 @@ _STORM_EVERY_NS = 60 * SECOND
 _STORM = "more new blocks in a minute than block.storm allows, probably of forged sources"
 _ADVICE = {
     "ring": "the resident was too slow: raise ring.size, or lower log.fold_rate",
-    "alerts": "scans came faster than they could be told; their blocks are in force",
+    "alerts": "scans came faster than they could be told; the blocks that were made of them are in force",
     "blocks": "the block table is full: raise table.blocks or lower block.duration",
     "stdout": "the reader of standard output is too slow or gone",
     "journal": "journald did not take them: see journalctl -u systemd-journald",
