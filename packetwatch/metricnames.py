@@ -60,7 +60,7 @@ METRICS = (
     Metric("packetwatch_sources_contested", "counter", (), "Sources that have given too many wrong answers to it."),
     Metric("packetwatch_malformed", "counter", ("reason",), "Frames that could not be walked."),
     Metric("packetwatch_syns_ignored", "counter", ("reason",), "SYNs that this host itself would not take."),
-    Metric("packetwatch_alerts_lost", "counter", (), "Scan records lost for want of room; a block that was made stands."),
+    Metric("packetwatch_alerts_lost", "counter", (), "Scans whose records had no room; blocks that were made stand."),
     Metric("packetwatch_table_entries", "gauge", ("table",), "Entries of a kernel table."),
     Metric("packetwatch_table_capacity", "gauge", ("table",), "Entries that a kernel table can hold."),
     Metric("packetwatch_evictions", "counter", ("table",), "Live entries replaced by newer ones."),

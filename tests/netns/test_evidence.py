@@ -167,6 +167,18 @@ def test_decoys_end_together_as_they_began(watched, wire):
     assert len(drops) <= 6 and sum(each["count"] for each in drops) == watch.ledger()["connections_dropped"] == 21 * 8
 
 
+def test_drops_over_blocks_that_follow_each_other_are_all_told(watched, wire):
+    """The source goes on at the end of each block, and is blocked again before anybody has looked."""
+    watch = watched("block.first = 2s\nblock.duration = 2s\nblock.storm = 0\nblock.proof = none")
+    source, until = wire.somebody(), time.monotonic() + 9
+    while time.monotonic() < until:
+        wire.knock(source, 9, 10, 11, 12, wait_s=0.01)
+    wait_for(lambda: not watch.status()["blocked_now"], "the end of the last block")
+    watch.record("unblock", src_ip=source)
+    assert len(watch.records("block", src_ip=source)) >= 3
+    assert sum(each["count"] for each in watch.records("drop")) == watch.ledger()["connections_dropped"] > 20
+
+
 HOPPED = "2001:db8:5:7::"
 HOPS = "block.first = 20s\nblock.proof = none"
 

@@ -132,16 +132,3 @@ def test_the_socket_answers_while_a_client_says_nothing(watch):
     for link, stream in silent:
         stream.close()
         link.close()
-
-
-def test_drops_over_blocks_that_follow_each_other_are_all_told(resident, wire):
-    """The source goes on at the end of each block, and is blocked again before anybody has looked."""
-    settings = "interface = v0\nmetrics.listen = off\nlog.format = json\nblock.storm = 0\n"
-    one = resident(wire.host, settings + "block.first = 2s\nblock.duration = 2s\nblock.proof = none\n")
-    source, until = wire.somebody(), time.monotonic() + 9
-    while time.monotonic() < until:
-        wire.knock(source, 9, 10, 11, 12, wait_s=0.01)
-    wait_for(lambda: not one.status()["blocked_now"], "the end of the last block")
-    one.record("unblock", src_ip=source)
-    assert len(one.records("block", src_ip=source)) >= 3
-    assert sum(each["count"] for each in one.records("drop")) == one.ledger()["connections_dropped"] > 20
