@@ -64,7 +64,7 @@ class Drain:
         """Takes what is there, up to a bound; returns the number of connections."""
         total = 0
         if not (self.has_waiting() or self.has_backlog()):
-            return total  # an idle host comes by three times a second
+            return total  # an idle host comes by every other second
         for _ in range(_ROUNDS):
             taken = self._batch()
             total += taken

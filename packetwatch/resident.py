@@ -343,7 +343,7 @@ class Resident:
         if self.lists.reaches(alert.blocked):  # since a moment ago: the kernel half did not know yet
             self.unblock(alert.blocked, "allowed")
 
-    # once a second
+    # housekeeping
 
     def next_look_ns(self, now: int, at_most_ns: int) -> int:
         """When the next housekeeping is due: in a second, or a little later where nothing has happened for a while."""
